@@ -1,0 +1,1 @@
+"""What every room shares: errors, fingerprints, atomic files, random streams and the common types."""
