@@ -1,0 +1,1 @@
+"""Study files: Hydra composes, pydantic validates; every problem of a study is reported at once."""

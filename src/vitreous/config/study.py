@@ -1,0 +1,141 @@
+"""A whole study as one validated, immutable object."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vitreous.config.data import Data
+from vitreous.config.model import Frozen
+from vitreous.config.recipes import Recipe
+
+# names become folders of the run directory
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+
+
+class EncoderConfig(Frozen):
+    """One encoder: a family and either a checkpoint or an architecture with random weights.
+
+    `input` overrides single fields of the InputSpec that comes with the weights; the report names them.
+    `options` are those of the family, such as `num_slices` of litemedsam.
+    """
+
+    family: str
+    checkpoint: str | None = None
+    random: dict[str, Any] | None = None
+    which: Literal["context", "target"] = "context"
+    key_prefix: str | None = None
+    input: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EncoderConfig":
+        if (self.checkpoint is None) == (self.random is None):
+            raise ValueError("an encoder has either `checkpoint: PATH` or `random: {architecture}`; give exactly one")
+        if self.random is not None:
+            for key in ("which", "key_prefix"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"`{key}` says what to read from a checkpoint; random weights have none")
+        return self
+
+
+class Features(Frozen):
+    """What is kept of the tokens of a volume."""
+
+    pooling: Literal["mean", "max", "grid"] = "mean"
+    grid: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _grid_given(self) -> "Features":
+        if (self.pooling == "grid") != (self.grid is not None):
+            raise ValueError("features.grid, such as [2, 3, 3], goes with features.pooling: grid, and only with it")
+        return self
+
+
+class Folds(Frozen):
+    """Stratified K-fold grouped by patient, in place of `data.split`.
+
+    Fold j is the test split of round j and fold j + 1 its val split, so that choosing never sees the fold
+    that is scored.
+    """
+
+    k: Annotated[int, Field(ge=3, le=50)]
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Intervals(Frozen):
+    """The patient-clustered bootstrap."""
+
+    resamples: Annotated[int, Field(ge=200, le=100_000)] = 2000
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class S3(Frozen):
+    """Where an S3-compatible store answers. Keys come from the environment, never from a study."""
+
+    endpoint: str | None = None
+    region: str | None = None
+
+
+class Cache(Frozen):
+    """Local copies of remote files, bounded."""
+
+    dir: str = "~/.cache/vitreous/files"
+    max_gb: Annotated[float, Field(gt=0)] = 50
+
+
+class StudyConfig(Frozen):
+    """The question: data × encoders × recipes × seeds."""
+
+    name: Name
+    data: Data
+    encoders: Annotated[dict[Name, EncoderConfig], Field(min_length=1)]
+    recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
+    floors: tuple[Literal["majority", "untrained"], ...] = ("majority", "untrained")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    folds: Folds | None = None
+    metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
+    features: Features = Features()
+    intervals: Intervals = Intervals()
+    device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    s3: S3 = S3()
+    runs: str = "runs"
+    store: str = "~/.cache/vitreous/features"
+    cache: Cache = Cache()
+
+    @field_validator("seeds", "floors")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"lists a value twice: {list(values)}")
+        return values
+
+    @model_validator(mode="after")
+    def _names(self) -> "StudyConfig":
+        problems = [f"encoders.{name}: the name is taken by the floor rows" for name in self.encoders if name == "floor"]
+        problems += [f"recipes.{name}: fold and seed names are taken" for name in self.recipes
+                     if re.fullmatch(r"(fold|seed)\d+", name)]
+        for name, recipe in self.recipes.items():
+            weights = [recipe.class_weights] if hasattr(recipe, "class_weights") else []
+            weights += list(recipe.grid.class_weights or ()) if hasattr(recipe, "grid") else []
+            problems += [
+                f"recipes.{name}.class_weights: {len(given)} weights for {len(self.data.classes)} classes"
+                for given in weights if isinstance(given, tuple) and len(given) != len(self.data.classes)
+            ]
+        if self.folds is not None and "split" in self.data.model_fields_set:
+            problems.append("folds and data.split both say who is in test; leave one of them out")
+        if self.folds is not None and self.data.kind == "npz":
+            problems.append("data.kind npz comes with its own splits; folds cannot replace them")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+# Keys that say where things are kept or shown, not what is computed: a run continues under other values of them.
+PLACES = frozenset({"runs", "store", "cache", "tracker", "workers"})

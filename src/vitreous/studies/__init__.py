@@ -1,0 +1,1 @@
+"""Packaged study files, each headed by command, hardware, minutes and expected result."""
