@@ -1,0 +1,101 @@
+"""A 3D vision transformer as V-JEPA-style pretraining on volumes makes it: no class token, learned positions.
+
+Axes: B batch, C channel, D slice, H row, W column (voxels or patches), N token = D·H·W patches, E width.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from vitreous.encoders.torchvision_schema import declare_torchvision_schemas
+
+declare_torchvision_schemas()
+
+from timm.models.vision_transformer import Block  # noqa: E402
+
+Size3 = tuple[int, int, int]
+
+
+class PatchEmbed3D(nn.Module):
+    """Cuts a volume into patches that do not overlap and projects each to a token."""
+
+    def __init__(self, patch_size: Size3, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        tokens_BEDHW: torch.Tensor = self.proj(x_BCDHW)
+        return tokens_BEDHW.flatten(2).transpose(1, 2)
+
+
+class ViT3D(nn.Module):
+    """Pre-norm transformer over the patches of a volume.
+
+    Args:
+        img_size: voxels (D, H, W) of the input, each a multiple of the patch.
+        patch_size: voxels (d, h, w) of a patch.
+        eps: of every LayerNorm.
+        qkv_bias: whether query, key and value projections have a bias.
+
+    Raises:
+        ValueError: `img_size` is no multiple of `patch_size`, or `embed_dim` no multiple of `num_heads`.
+    """
+
+    def __init__(
+        self,
+        img_size: Size3,
+        patch_size: Size3,
+        in_chans: int = 1,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-5,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if any(size % patch for size, patch in zip(img_size, patch_size)):
+            raise ValueError(f"img_size must be a multiple of patch_size; got {img_size} and {patch_size}")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}")
+        depth_D, height_H, width_W = (size // patch for size, patch in zip(img_size, patch_size))
+        self.grid: Size3 = (depth_D, height_H, width_W)
+        self.img_size = img_size
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.patch_embed = PatchEmbed3D(patch_size, in_chans, embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, depth_D * height_H * width_W, embed_dim))
+        norm_layer = partial(nn.LayerNorm, eps=eps)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Matrices and positions from a normal of deviation 0.02 cut at ±0.04; biases 0, norms 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02, a=-0.04, b=0.04, generator=generator)
+
+    def embed(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """Patches with their positions added, in the order D, H, W; masked training picks from these."""
+        tokens_BNE: torch.Tensor = self.patch_embed(x_BCDHW) + self.pos_embed
+        return tokens_BNE
+
+    def encode(self, tokens_BNE: torch.Tensor) -> torch.Tensor:
+        """Blocks and final norm over any subset of embedded tokens."""
+        for block in self.blocks:
+            tokens_BNE = block(tokens_BNE)
+        encoded_BNE: torch.Tensor = self.norm(tokens_BNE)
+        return encoded_BNE
+
+    def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        return self.encode(self.embed(x_BCDHW))
