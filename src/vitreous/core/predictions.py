@@ -46,7 +46,8 @@ class Predictions:
     @property
     def y_pred_N(self) -> npt.NDArray[np.int64]:
         """The class of the highest score; the lowest index on a tie."""
-        return np.argmax(self.scores_NC, axis=1).astype(np.int64)
+        best_N: npt.NDArray[np.int64] = np.argmax(self.scores_NC, axis=1).astype(np.int64)
+        return best_N
 
     @property
     def probs_NC(self) -> npt.NDArray[np.float64]:

@@ -1,0 +1,1 @@
+"""What is wrong, the evidence, what to run next."""

@@ -1,0 +1,1 @@
+"""The feature store and the one pass that fills it."""

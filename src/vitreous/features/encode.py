@@ -1,0 +1,218 @@
+"""One pass over the data: every file is staged, decoded and preprocessed once for all encoders that need it.
+
+Reading, decoding and encoding overlap: files are staged ahead, decoded by a few threads, and encoded in the order
+of the study. Batches are fixed inside a shard, and a shard is written when it is full, so a killed pass
+that is started again ends in the same bytes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitreous.core.errors import InputError, StorageError
+from vitreous.core.input_spec import InputSpec
+from vitreous.core.progress import Advance, no_progress
+from vitreous.encoders.encoder import Encoder
+from vitreous.features.pooling import pool_tokens
+from vitreous.features.store import EncodedFile, FeatureStore
+from vitreous.inputs.preprocessing import preprocess_volume
+from vitreous.inputs.volume import Volume, volume_statistics
+
+
+@dataclass(frozen=True)
+class Request:
+    """One file (or one item inside a file) that needs features.
+
+    Args:
+        file_id: content identity; equal content is encoded once.
+        source: what `stage` and `load_volume` understand.
+        item: index inside the file, -1 for the whole file.
+    """
+
+    file_id: str
+    source: Any
+    item: int = -1
+
+
+@dataclass(frozen=True)
+class EncoderTask:
+    """One encoder, where its features go, and the ids of the files it still has to see."""
+
+    name: str
+    encoder: Encoder
+    store: FeatureStore
+    missing: frozenset[str]
+
+
+@dataclass
+class PassSummary:
+    """What one pass did.
+
+    Args:
+        num_files: files decoded, each once.
+        num_encoded: per encoder name, rows written.
+        unreachable: file ids whose bytes could not be fetched, with the error; asked for again on the next run.
+    """
+
+    num_files: int = 0
+    num_encoded: dict[str, int] = field(default_factory=dict)
+    unreachable: dict[str, StorageError] = field(default_factory=dict)
+
+
+Staged = tuple[Request, Path | StorageError]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a file became: a tensor or an error for each input spec that asked for it."""
+
+    request: Request
+    statistics: Mapping[str, Any]
+    inputs: Mapping[str, torch.Tensor | InputError]
+    unreachable: StorageError | None = None
+
+
+class _ShardWriter:
+    """Collects the rows of one encoder and writes them in shards of a fixed number of files."""
+
+    def __init__(self, task: EncoderTask, *, shard_size: int, batch_size: int, device: torch.device) -> None:
+        self.task, self.shard_size, self.batch_size, self.device = task, shard_size, batch_size, device
+        self.spec_key = _spec_key(task.encoder.spec)
+        self.rows: list[EncodedFile] = []
+        self.waiting: list[tuple[int, torch.Tensor]] = []
+        self.num_seen = 0
+        self.num_written = 0
+
+    def add(self, prepared: _Prepared) -> None:
+        file_id = prepared.request.file_id
+        match prepared.inputs.get(self.spec_key):
+            case InputError() as error:
+                self.rows.append(EncodedFile(file_id, None, prepared.statistics, type(error).__name__, str(error)))
+            case torch.Tensor() as tensor:
+                self.waiting.append((len(self.rows), tensor))
+                self.rows.append(EncodedFile(file_id, None, prepared.statistics))
+        self.num_seen += 1
+        if len(self.waiting) == self.batch_size:
+            self._encode()
+        # counted by files seen, so that the boundaries do not move when a file could not be fetched
+        if self.num_seen % self.shard_size == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        self._encode()
+        if self.rows:
+            self.task.store.write_shard(self.rows)
+            self.num_written += len(self.rows)
+            self.rows = []
+
+    def _encode(self) -> None:
+        if not self.waiting:
+            return
+        space = self.task.store.space
+        batch_BCDHW = torch.stack([tensor for _, tensor in self.waiting]).to(self.device)
+        with torch.inference_mode():
+            tokens = self.task.encoder(batch_BCDHW)
+            features_BD = pool_tokens(tokens.tokens_BND, tokens.grid, space.pooling, space.grid).cpu().numpy()
+        for (row, _), features_D in zip(self.waiting, features_BD, strict=True):
+            before = self.rows[row]
+            if np.isfinite(features_D).all():
+                self.rows[row] = EncodedFile(before.file_id, features_D, before.statistics)
+            else:
+                self.rows[row] = EncodedFile(before.file_id, None, before.statistics, "NonFiniteFeatures",
+                                             f"encoder {self.task.name} gave NaN or infinite features for this file")
+        self.waiting = []
+
+
+def encode_missing(
+    requests: Sequence[Request],
+    tasks: Sequence[EncoderTask],
+    *,
+    stage: Callable[[Sequence[Request]], Iterable[Staged]],
+    load_volume: Callable[[Request, Path], Volume],
+    shard_size: int = 64,
+    batch_size: int = 1,
+    workers: int = 2,
+    device: torch.device | None = None,
+    progress: Advance = no_progress,
+) -> PassSummary:
+    """Fill the stores of all tasks in one pass over the files that any of them misses.
+
+    Args:
+        requests: all files of the study in its fixed order, each id once.
+        tasks: encoders with their stores and what they miss.
+        stage: brings files to disk ahead of use, in the order asked for.
+        load_volume: decodes a staged file; raises InputError for one that cannot be used.
+        shard_size: files a shard; a killed pass repeats at most this many.
+        batch_size: volumes a forward pass.
+        workers: decoding threads.
+        progress: called once per file.
+    """
+    device = device or torch.device("cpu")
+    writers = [_ShardWriter(task, shard_size=shard_size, batch_size=batch_size, device=device) for task in tasks]
+    union = frozenset().union(*(task.missing for task in tasks))
+    summary = PassSummary()
+
+    def prepare(staged: Staged) -> _Prepared:
+        request, path = staged
+        specs = [task.encoder.spec for task in tasks if request.file_id in task.missing]
+        return _prepare(request, path, specs, load_volume)
+
+    for prepared in _ahead(prepare, stage([request for request in requests if request.file_id in union]), workers):
+        if prepared.unreachable is not None:
+            summary.unreachable[prepared.request.file_id] = prepared.unreachable
+        else:
+            summary.num_files += 1
+        for writer in writers:
+            if prepared.request.file_id in writer.task.missing:
+                writer.add(prepared)
+        progress(1)
+    for writer in writers:
+        writer.flush()
+        summary.num_encoded[writer.task.name] = writer.num_written
+    return summary
+
+
+def _prepare(request: Request, path: Path | StorageError, specs: Sequence[InputSpec],
+             load_volume: Callable[[Request, Path], Volume]) -> _Prepared:
+    if isinstance(path, StorageError):
+        return _Prepared(request, {}, {}, unreachable=path)
+    distinct = {_spec_key(spec): spec for spec in specs}
+    try:
+        volume = load_volume(request, path)
+    except InputError as error:
+        return _Prepared(request, {}, dict.fromkeys(distinct, error))
+    inputs = {key: _preprocess(volume, spec) for key, spec in distinct.items()}
+    return _Prepared(request, volume_statistics(volume), inputs)
+
+
+def _preprocess(volume: Volume, spec: InputSpec) -> torch.Tensor | InputError:
+    try:
+        return preprocess_volume(volume, spec)
+    except InputError as error:
+        return error
+
+
+def _spec_key(spec: InputSpec) -> str:
+    return spec.model_dump_json()
+
+
+def _ahead(function: Callable[[Staged], _Prepared], items: Iterable[Staged], workers: int) -> Iterator[_Prepared]:
+    """Apply `function` in threads, a bounded number of items ahead, results in order."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        pending: deque[Future[_Prepared]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

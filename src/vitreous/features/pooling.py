@@ -1,0 +1,40 @@
+"""Tokens of a volume to one vector. Axes: B batch, N token, D width; grid in the order (T, H, W)."""
+
+from typing import Literal
+
+import torch
+from torch.nn.functional import adaptive_avg_pool3d
+
+
+def pool_tokens(
+    tokens_BND: torch.Tensor,
+    token_grid: tuple[int, int, int],
+    pooling: Literal["mean", "max", "grid"],
+    coarse_grid: tuple[int, int, int] | None = None,
+) -> torch.Tensor:
+    """Pool in float32 whatever the tokens' format.
+
+    Returns:
+        (B, D) for mean and max; (B, t·h·w·D) for `grid`, cells in row-major order, each the mean of its tokens.
+
+    Raises:
+        ValueError: N is not the product of `token_grid`, or the coarse grid is finer than it.
+
+    >>> pool_tokens(torch.tensor([[[1.0], [3.0]]]), (1, 1, 2), "mean")
+    tensor([[2.]])
+    """
+    tokens_BND = tokens_BND.float()
+    t, h, w = token_grid
+    if tokens_BND.shape[1] != t * h * w:
+        raise ValueError(f"{tokens_BND.shape[1]} tokens do not fill the grid {token_grid}")
+    match pooling:
+        case "mean":
+            return tokens_BND.mean(dim=1)
+        case "max":
+            return tokens_BND.amax(dim=1)
+        case "grid":
+            if coarse_grid is None or any(c > f for c, f in zip(coarse_grid, token_grid, strict=True)):
+                raise ValueError(f"features.grid must not be finer than the token grid {token_grid}; got {coarse_grid}")
+            volume_BDTHW = tokens_BND.transpose(1, 2).unflatten(2, token_grid)
+            pooled_BDthw = adaptive_avg_pool3d(volume_BDTHW, coarse_grid)
+            return pooled_BDthw.flatten(2).transpose(1, 2).flatten(1)
