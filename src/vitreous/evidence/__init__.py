@@ -1,0 +1,1 @@
+"""Predictions → metrics with intervals → paired comparison → plain findings. NumPy and statistics, no torch."""
