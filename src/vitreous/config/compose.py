@@ -51,14 +51,19 @@ def compose_study(study: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     path = find_study(study)
+    parser = OverridesParser.create()
     for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"override {override!r} is not of the form key=value, such as seeds=[0,1].")
+        try:
+            parser.parse_override(forced(override))
+        except OverrideParseException as error:
+            raise ConfigError(f"override {override!r} is not of the form key=value, such as seeds=[0,1] "
+                              f"({str(error).splitlines()[0]}).") from None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(path.parent), version_base="1.3"):

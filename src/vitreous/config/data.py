@@ -20,7 +20,7 @@ class FractionsSplit(Frozen):
     @model_validator(mode="after")
     def _whole(self) -> "FractionsSplit":
         if abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions are shares of train, val and test and add up to 1; got {sum(self.fractions):g}")
+            raise ValueError(f"the shares of train, val and test must add up to 1; got {sum(self.fractions):g}")
         return self
 
 

@@ -118,7 +118,7 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _names(self) -> "StudyConfig":
-        problems = [f"encoders.{name}: the name is taken by the floor rows" for name in self.encoders if name == "floor"]
+        problems = ["encoders.floor: the name is taken by the floor rows"] if "floor" in self.encoders else []
         problems += [f"recipes.{name}: fold and seed names are taken" for name in self.recipes
                      if re.fullmatch(r"(fold|seed)\d+", name)]
         for name, recipe in self.recipes.items():
