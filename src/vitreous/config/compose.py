@@ -52,7 +52,7 @@ def compose_study(study: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -61,7 +61,7 @@ def compose_study(study: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         try:
             parser.parse_override(forced(override))
-        except OverrideParseException as error:
+        except HydraException as error:
             raise ConfigError(f"override {override!r} is not of the form key=value, such as seeds=[0,1] "
                               f"({str(error).splitlines()[0]}).") from None
     GlobalHydra.instance().clear()
