@@ -37,7 +37,6 @@ class FeatureSpace:
         pooling: how tokens become one vector; `grid` keeps a coarser token grid, flattened.
         precision: the number format the encoder computes in.
         dtype: the number format that is kept.
-        device: kind of device; the last digits of a feature depend on it.
         versions: of decoder and preprocessing.
         declared: axes and spacing the study states for files that do not say.
     """
@@ -49,8 +48,6 @@ class FeatureSpace:
     grid: tuple[int, int, int] | None
     precision: Literal["fp32", "bf16"]
     dtype: Literal["fp32", "bf16"]
-    device: str
-    batch_size: int
     versions: Mapping[str, int]
     declared: Mapping[str, Any]
 
@@ -60,7 +57,7 @@ class FeatureSpace:
             "weights_hash": self.weights_hash, "encoder_options": dict(self.encoder_options),
             "spec": self.spec.model_dump(mode="json"), "pooling": self.pooling,
             "grid": list(self.grid) if self.grid else None, "precision": self.precision, "dtype": self.dtype,
-            "device": self.device, "batch_size": self.batch_size, "versions": dict(self.versions),
+            "versions": dict(self.versions),
             "declared": dict(self.declared), "schema_version": SCHEMA_VERSION,
         }
 
