@@ -1,0 +1,268 @@
+"""The training of K heads of one architecture as one batched program.
+
+Axes: K active member, A member of the program (active or stopped), S seed, Q class-weight policy, C class, N row, B row of a
+batch, D feature, H unit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vitreous.core.progress import Advance
+from vitreous.recipes.batches import batch_bounds, draw_dropout, draw_order
+from vitreous.recipes.class_weights import class_weight_vector
+from vitreous.recipes.early_stopping import EarlyStopping
+from vitreous.recipes.feature_set import FeatureSet
+from vitreous.recipes.patient_scores import PatientScorer
+from vitreous.recipes.probe_member import ProbeMember, ProbeSettings
+from vitreous.recipes.schedule import cosine_with_warmup
+from vitreous.recipes.stacked_adamw import StackedAdamW
+from vitreous.recipes.stacked_heads import StackedHeads
+
+VAL_ROWS = 1024  # rows judged at once after an epoch; bounds the memory of hidden layers
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows of one split as tensors.
+
+    Args:
+        x_ND: standardised features.
+        y_N: class indices.
+        weight_QN: per policy of class weights, class weight × 1 / (volumes of the patient).
+        share_NC: what each row counts for in the recall of its class, columns sum to 1.
+    """
+
+    x_ND: Tensor
+    y_N: Tensor
+    weight_QN: Tensor
+    share_NC: Tensor
+
+
+@dataclass
+class Outcome:
+    """What one member came to."""
+
+    best_epoch: int = 0
+    diverged_epoch: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    tensors: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+def build_rows(
+    rows: FeatureSet, x_ND: npt.NDArray[np.float64], class_weight_QC: npt.NDArray[np.float64], *,
+    dtype: torch.dtype, device: torch.device,
+) -> TrainingRows:
+    """Tensors of one split.
+
+    Args:
+        x_ND: the standardised features of `rows`.
+        class_weight_QC: one row per policy of class weights.
+    """
+    weight_QN = class_weight_QC[:, rows.y_N] * rows.weight_N
+    share_NC = np.eye(class_weight_QC.shape[1])[rows.y_N] * rows.weight_N[:, None]
+    share_NC /= share_NC.sum(axis=0)
+    floats = (torch.from_numpy(values).to(device=device, dtype=dtype) for values in (x_ND, weight_QN, share_NC))
+    x, weight, share = floats
+    y_N = torch.from_numpy(np.asarray(rows.y_N, dtype=np.int64)).to(device)
+    return TrainingRows(x, y_N, weight, share)
+
+
+def group_key(member: ProbeMember, *, is_full_batch: bool) -> tuple[Any, ...]:
+    """Members with an equal key are given the same input at every step, so that one matrix product serves them."""
+    if member.hidden:
+        return () if is_full_batch else (member.seed,)
+    return (() if is_full_batch and member.dropout == 0 else (member.seed,), member.dropout)
+
+
+class GridProgram:
+    """Trains members of one architecture; each is as if it were alone.
+
+    Args:
+        train, val: rows with standardised features; `weight_QN` has a row per distinct policy of the members.
+        scorer: judges val per patient.
+        members: of one architecture, in the order of their :func:`group_key`.
+        policy_idx: per member, its row in `weight_QN`.
+    """
+
+    def __init__(
+        self, train: TrainingRows, val: TrainingRows, scorer: PatientScorer, members: Sequence[ProbeMember],
+        policy_idx: Sequence[int], settings: ProbeSettings, *, num_classes: int,
+    ) -> None:
+        self._train, self._val, self._scorer, self._settings = train, val, scorer, settings
+        self._members, self._policy_A = list(members), torch.tensor(policy_idx, device=train.x_ND.device)
+        self._num_classes, self._device = num_classes, train.x_ND.device
+        self._bounds = batch_bounds(len(train.x_ND), settings.batch_size)
+        self._heads = StackedHeads(
+            [member.seed for member in members], num_features=train.x_ND.shape[1], hidden=members[0].hidden,
+            num_classes=num_classes, batch_norm=members[0].batch_norm, dtype=train.x_ND.dtype, device=self._device,
+        )
+        self._optimizer = StackedAdamW(
+            self._heads.parameters,
+            [member.learning_rate for member in members], [member.weight_decay for member in members],
+        )
+        self._best = {name: value.detach().clone() for name, value in self._state()}
+        self._activate(np.arange(len(members)))
+
+    def run(self, progress: Advance) -> list[Outcome]:
+        """Train to the end; outcomes in the order of the members.
+
+        Args:
+            progress: told the number of member-epochs done; those a stopped member does not need count as done when it
+                stops, so that the total is members × epochs.
+        """
+        settings, outcomes = self._settings, [Outcome() for _ in self._members]
+        stopping = EarlyStopping(len(self._members), settings.patience, settings.min_delta)
+        for epoch in range(1, settings.epochs + 1):
+            active = self._active
+            progress(len(active))
+            schedule, train_loss_K, train_accuracy_K = self._train_epoch(epoch)
+            val_loss_K, val_accuracy_K = self._judge_val()
+            is_finite_K = np.isfinite(train_loss_K) & np.isfinite(val_loss_K)
+            for position, member_idx in enumerate(active):
+                outcomes[member_idx].history.append({
+                    "epoch": epoch,
+                    "learning_rate": self._members[member_idx].learning_rate * schedule,
+                    "train_loss": float(train_loss_K[position]),
+                    "val_loss": float(val_loss_K[position]),
+                    "val_balanced_accuracy": float(val_accuracy_K[position]),
+                    "train_balanced_accuracy": float(train_accuracy_K[position]),
+                })
+                if not is_finite_K[position]:
+                    outcomes[member_idx].diverged_epoch = epoch
+            is_best_M, is_stopped_M = stopping.update(active[is_finite_K], epoch, val_accuracy_K[is_finite_K])
+            self._keep_best(np.flatnonzero(is_finite_K)[is_best_M])
+            kept = np.flatnonzero(is_finite_K)[~is_stopped_M]
+            progress((settings.epochs - epoch) * (len(active) - len(kept)))
+            if len(kept) == 0:
+                break
+            if len(kept) < len(active):
+                self._select(kept)
+        for member_idx, outcome in enumerate(outcomes):
+            if outcome.diverged_epoch is None:
+                outcome.best_epoch = int(stopping.best_epoch_K[member_idx])
+                outcome.tensors = {name: value[member_idx].cpu().numpy() for name, value in self._best.items()}
+        return outcomes
+
+    def _train_epoch(self, epoch: int) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The last schedule factor, and per active member the loss and balanced accuracy on the way."""
+        train, settings = self._train, self._settings
+        num_rows, num_members = len(train.x_ND), len(self._active)
+        if len(self._bounds) > 1:
+            orders = [draw_order(seed, epoch, num_rows) for seed in self._seeds]
+        else:
+            orders = [np.arange(num_rows)] * len(self._seeds)
+        order_SN = torch.from_numpy(np.stack(orders)).to(self._device)
+        loss_KN = train.x_ND.new_empty(num_members, num_rows)
+        correct_KN = torch.empty_like(loss_KN)
+        schedule = 0.0
+        for step, (begin, end) in enumerate(self._bounds):
+            rows_SB = order_SN[:, begin:end]
+            rows_KB = rows_SB[self._seed_K]
+            y_KB = train.y_N[rows_KB]
+            inputs, keep = self._inputs(epoch, step, rows_SB)
+            logits_KCB = self._heads.logits(inputs, self._sizes, keep_KHB=keep)
+            loss_KB = self._losses(logits_KCB, y_KB)
+            weight_KB = train.weight_QN[self._policy_K[:, None], rows_KB]
+            (loss_KB * (weight_KB / weight_KB.sum(dim=1, keepdim=True))).sum().backward()  # type: ignore[no-untyped-call]
+            schedule = cosine_with_warmup(
+                (epoch - 1) * len(self._bounds) + step,
+                num_steps=settings.epochs * len(self._bounds),
+                num_warmup_steps=settings.warmup_epochs * len(self._bounds),
+            )
+            self._optimizer.step(schedule)
+            with torch.no_grad():
+                loss_KN.scatter_(1, rows_KB, loss_KB)
+                is_correct_KB = logits_KCB.gather(1, y_KB[:, None])[:, 0] == logits_KCB.amax(dim=1)
+                correct_KN.scatter_(1, rows_KB, is_correct_KB.to(loss_KN.dtype))
+        weight_KN = train.weight_QN[self._policy_K]
+        loss_K = (loss_KN * weight_KN).sum(dim=1) / weight_KN.sum(dim=1)
+        return schedule, _numbers(loss_K), _numbers((correct_KN @ train.share_NC).mean(dim=1))
+
+    def _losses(self, logits_KCB: Tensor, y_KB: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            logits_KCB, y_KB, reduction="none", label_smoothing=self._settings.label_smoothing
+        )
+
+    def _inputs(self, epoch: int, step: int, rows_SB: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The batch of each group of members, and what dropout leaves of each hidden layer."""
+        is_full_batch = len(self._bounds) == 1
+        first_idx = np.cumsum([0, *self._sizes[:-1]])
+        batches: dict[int, Tensor] = {}
+        inputs = []
+        for member_idx in self._active[first_idx]:
+            member = self._members[member_idx]
+            seed_idx = self._seeds.index(member.seed)
+            if seed_idx not in batches:
+                batches[seed_idx] = self._train.x_ND if is_full_batch else self._train.x_ND[rows_SB[seed_idx]]
+            x_BD = batches[seed_idx]
+            if not member.hidden and member.dropout > 0:
+                uniform_BD = self._uniform(member.seed, epoch, step, 0, x_BD.shape[1], len(x_BD))
+                x_BD = x_BD * ((uniform_BD >= member.dropout).to(x_BD.dtype) / (1.0 - member.dropout))
+            inputs.append(x_BD)
+        hidden = self._members[0].hidden
+        keep: list[Tensor | None] = [None] * len(hidden)
+        if hidden and bool((self._dropout_K > 0).any()):
+            for layer, width in enumerate(hidden):
+                drawn = [self._uniform(s, epoch, step, layer, width, rows_SB.shape[1]).T for s in self._seeds]
+                uniform_KHB = torch.stack(drawn)[self._seed_K]
+                drop_K11 = self._dropout_K[:, None, None]
+                keep[layer] = ((uniform_KHB >= drop_K11) / (1.0 - drop_K11)).to(self._train.x_ND.dtype)
+        return inputs, keep
+
+    def _uniform(self, seed: int, epoch: int, step: int, layer: int, width: int, rows: int) -> Tensor:
+        """Compared in float64 with the dropout, as a member trained alone would."""
+        return torch.from_numpy(draw_dropout(seed, epoch, step, layer, (rows, width))).to(self._device).double()
+
+    @torch.no_grad()
+    def _judge_val(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Per active member: weighted loss, and balanced accuracy per patient."""
+        val, num_members = self._val, len(self._active)
+        probs, losses = [], []
+        for x_BD, y_B in zip(val.x_ND.split(VAL_ROWS), val.y_N.split(VAL_ROWS), strict=True):
+            logits_KCB = self._heads.logits([x_BD], [num_members])
+            losses.append(self._losses(logits_KCB, y_B.expand(num_members, -1)))
+            probs.append(logits_KCB.softmax(dim=1))
+        weight_KN = val.weight_QN[self._policy_K]
+        loss_K = (torch.cat(losses, dim=1) * weight_KN).sum(dim=1) / weight_KN.sum(dim=1)
+        return _numbers(loss_K), self._scorer.balanced_accuracy(torch.cat(probs, dim=2).cpu().numpy())
+
+    def _state(self) -> list[tuple[str, Tensor]]:
+        return [*self._heads.parameters.items(), *self._heads.buffers.items()]
+
+    def _keep_best(self, positions: npt.NDArray[np.int64]) -> None:
+        if len(positions) == 0:
+            return
+        members = torch.from_numpy(self._active[positions]).to(self._device)
+        kept = torch.from_numpy(positions).to(self._device)
+        for name, value in self._state():
+            self._best[name][members] = value.detach()[kept]
+
+    def _select(self, positions: npt.NDArray[np.int64]) -> None:
+        kept = torch.from_numpy(positions).to(self._device)
+        self._heads.select(kept)
+        self._optimizer.select(self._heads.parameters, kept)
+        self._activate(self._active[positions])
+
+    def _activate(self, active: npt.NDArray[np.int64]) -> None:
+        """Set what follows from which members are left."""
+        self._active = active
+        members = [self._members[member_idx] for member_idx in active]
+        is_full_batch = len(self._bounds) == 1
+        self._seeds = sorted({member.seed for member in members})
+        self._seed_K = torch.tensor([self._seeds.index(member.seed) for member in members], device=self._device)
+        self._policy_K = self._policy_A[torch.from_numpy(active).to(self._device)]
+        self._dropout_K = torch.tensor([m.dropout for m in members], dtype=torch.float64, device=self._device)
+        keys = (group_key(member, is_full_batch=is_full_batch) for member in members)
+        self._sizes = [len(list(same)) for _, same in groupby(keys)]
+
+
+def _numbers(values_K: Tensor) -> npt.NDArray[np.float64]:
+    result: npt.NDArray[np.float64] = values_K.detach().double().cpu().numpy()
+    return result
