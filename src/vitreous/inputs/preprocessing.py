@@ -1,0 +1,183 @@
+"""From a volume to the tensor that an encoder was trained on, exactly as its InputSpec says.
+
+Axes: C channel, D slice, H row, W column. The same volume and spec give the same bits, whatever the number of threads.
+"""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from vitreous.core.errors import InputError
+from vitreous.core.input_spec import (
+    ClipRange,
+    FixedMeanStd,
+    InputSpec,
+    PercentileMinMaxGamma,
+    Unchanged,
+    ZScore,
+)
+from vitreous.inputs.volume import Spacing, Volume
+
+#: Part of every feature key: rises whenever any volume and spec could give another tensor.
+PREPROCESSING_VERSION = 1
+
+
+def preprocess_volume(volume: Volume, spec: InputSpec) -> torch.Tensor:
+    """The input of an encoder: float32 (C, D, H, W), finite.
+
+    1. With `spec.spacing_mm`, interpolation on a grid of that spacing and of `spec.size` points, whose centre is the volume's; points
+       outside the volume take its minimum. Without, a plain resize to `spec.size` (`torch.nn.functional.interpolate`,
+       `align_corners=False`; "nearest" is its nearest-exact). Neither smooths first (no antialias), since the encoders
+       of this field were pretrained without.
+    2. `spec.normalisation` over all voxels of the result, added padding included. `zscore` uses the population's
+       standard deviation; a percentile lies linearly between the two nearest ranks.
+    3. The grey channel repeated `spec.channels` times.
+
+    Raises:
+        InputError: the spec asks for a spacing that the volume does not have, or the resized values cannot be normalised.
+    """
+    if spec.spacing_mm is None:
+        values_DHW = _resize(volume.voxels_DHW, spec)
+    else:
+        if volume.spacing_mm is None:
+            raise InputError(
+                f"the encoder needs a spacing of {spec.spacing_mm} mm, but neither the file nor the study says that of the "
+                "volume; set the study key data.spacing_mm."
+            )
+        values_DHW = _resample(volume.voxels_DHW, volume.spacing_mm, spec.spacing_mm, spec)
+    tensor_CDHW = _normalise(values_DHW, spec)
+    # minimum and maximum carry NaN and infinity along
+    low, high = torch.aminmax(tensor_CDHW)
+    if not torch.isfinite(low) or not torch.isfinite(high):
+        raise InputError(f"normalisation {spec.normalisation.kind} gave values that are not finite.")
+    return tensor_CDHW
+
+
+def _resize(voxels_DHW: npt.NDArray[np.float32], spec: InputSpec) -> torch.Tensor:
+    voxels_11DHW = torch.from_numpy(voxels_DHW)[None, None]
+    if tuple(voxels_DHW.shape) == spec.size:
+        return voxels_11DHW[0, 0].clone()
+    if spec.interpolation == "nearest":
+        return functional.interpolate(voxels_11DHW, size=spec.size, mode="nearest-exact")[0, 0]
+    return functional.interpolate(voxels_11DHW, size=spec.size, mode="trilinear", align_corners=False)[0, 0]
+
+
+@dataclass(frozen=True)
+class _AxisGrid:
+    """Where the points of one output axis lie on the input axis, as two neighbours and the weight of the second."""
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    weight: torch.Tensor
+    inside: slice  # the output points that lie within the volume
+
+
+def _axis_grid(num_in: int, num_out: int, step: float, *, is_nearest: bool) -> _AxisGrid:
+    at = (torch.arange(num_out, dtype=torch.float64) + 0.5 - num_out / 2) * step + num_in / 2 - 0.5
+    # a voxel reaches half a step beyond its centre; 1e-6 keeps a point on that edge inside despite rounding
+    inside = torch.nonzero((at >= -0.5 - 1e-6) & (at <= num_in - 0.5 + 1e-6)).flatten()
+    if len(inside) == 0:
+        # one step is wider than the volume: no point falls into it
+        raise InputError(f"an axis of {num_in} voxels has no point on a grid whose step is {step:g} voxels.")
+    start, stop = int(inside[0]), int(inside[-1]) + 1
+    at = at[start:stop].clamp(0, num_in - 1)
+    if is_nearest:
+        nearest = torch.floor(at + 0.5).clamp(max=num_in - 1).long()
+        return _AxisGrid(nearest, nearest, torch.zeros(len(at)), slice(start, stop))
+    lower = torch.floor(at).long()
+    return _AxisGrid(lower, (lower + 1).clamp(max=num_in - 1), (at - lower).float(), slice(start, stop))
+
+
+def _resample(
+    voxels_DHW: npt.NDArray[np.float32], spacing_mm: Spacing, target_mm: Spacing, spec: InputSpec
+) -> torch.Tensor:
+    """Interpolate along one axis after the other, only at the points that are kept: memory never exceeds what is asked for."""
+    is_nearest = spec.interpolation == "nearest"
+    grids = [
+        _axis_grid(num_in, num_out, target / spacing, is_nearest=is_nearest)
+        for num_in, num_out, target, spacing in zip(
+            voxels_DHW.shape, spec.size, target_mm, spacing_mm, strict=True
+        )
+    ]
+    values = torch.from_numpy(voxels_DHW)
+    low = float(values.min())
+    # the axis that shrinks most goes first, so that the later ones have less to do
+    for axis in sorted(range(3), key=lambda a: len(grids[a].lower) / voxels_DHW.shape[a]):
+        grid = grids[axis]
+        first = values.index_select(axis, grid.lower)
+        if not is_nearest:
+            weight = grid.weight.reshape([-1 if a == axis else 1 for a in range(3)])
+            first.lerp_(values.index_select(axis, grid.upper), weight)
+        values = first
+    if tuple(values.shape) == spec.size:
+        return values
+    padded_DHW = torch.full(spec.size, low)
+    padded_DHW[grids[0].inside, grids[1].inside, grids[2].inside] = values
+    return padded_DHW
+
+
+def _normalise(values_DHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+    """Normalised values, (C, D, H, W); may reuse the memory of `values_DHW`."""
+    kind = spec.normalisation
+    match kind:
+        case ZScore():
+            mean, std = mean_and_std(values_DHW.numpy())
+            if std <= 0:
+                raise InputError(
+                    "the volume is constant after the resize: it has no standard deviation to divide by."
+                )
+            normalised_DHW = values_DHW.sub_(mean).div_(std)
+        case PercentileMinMaxGamma():
+            low, high = _percentiles(values_DHW.numpy(), kind.lower_percentile, kind.upper_percentile)
+            if low >= high:
+                raise InputError(
+                    f"the percentiles {kind.lower_percentile:g} and {kind.upper_percentile:g} of the volume are both {low:g}: there is "
+                    "no range to bring to [0, 1]."
+                )
+            normalised_DHW = values_DHW.sub_(low).div_(high - low).clamp_(0, 1).pow_(kind.gamma)
+        case ClipRange():
+            normalised_DHW = values_DHW.clamp_(kind.low, kind.high).sub_(kind.low).div_(kind.high - kind.low)
+        case FixedMeanStd():
+            start, stop = kind.value_range
+            unit_DHW = values_DHW.sub_(start).div_(stop - start)
+            channels = [unit_DHW.sub(mean).div_(std) for mean, std in zip(kind.mean, kind.std, strict=True)]
+            return torch.stack(channels) if len(channels) > 1 else _repeat(channels[0], spec.channels)
+        case Unchanged():
+            normalised_DHW = values_DHW
+        case _:
+            assert_never(kind)
+    return _repeat(normalised_DHW, spec.channels)
+
+
+def _repeat(values_DHW: torch.Tensor, num_channels: int) -> torch.Tensor:
+    return values_DHW[None].expand(num_channels, -1, -1, -1).contiguous()
+
+
+def mean_and_std(values_DHW: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Mean and population standard deviation over all voxels, accumulated in float64, slice by slice in a fixed order."""
+    count = values_DHW.size
+    mean = sum(float(values_HW.sum(dtype=np.float64)) for values_HW in values_DHW) / count
+    squares = 0.0
+    for values_HW in values_DHW:
+        off_HW = values_HW.astype(np.float64) - mean
+        squares += float(np.square(off_HW, out=off_HW).sum())
+    return mean, float(np.sqrt(squares / count))
+
+
+def _percentiles(values_DHW: npt.NDArray[np.float32], *percentiles: float) -> list[float]:
+    """Percentiles by linear interpolation between the nearest ranks, exact: numpy's definition "linear", in float64."""
+    values = values_DHW.flatten()  # a copy: partition reorders
+    ranks = [percentile / 100 * (values.size - 1) for percentile in percentiles]
+    neighbours = sorted(
+        {index for rank in ranks for index in (int(rank), min(int(rank) + 1, values.size - 1))}
+    )
+    values.partition(neighbours)
+    found = []
+    for rank in ranks:
+        lower, upper = float(values[int(rank)]), float(values[min(int(rank) + 1, values.size - 1)])
+        found.append(lower + (upper - lower) * (rank - int(rank)))
+    return found

@@ -1,0 +1,175 @@
+"""One volume as read from a file: values, axes and spacing known, never guessed.
+
+Axes: D slice, H row, W column. Spacing in millimetres in the order (D, H, W).
+
+| format | D | H | W |
+|---|---|---|---|
+| DICOM | frame, by position along the normal where the file says it | row, down the image | column |
+| NIfTI | inferior → superior | posterior → anterior | left → right |
+| NPY, NPZ | as the study declares (`data.axes`) | | |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vitreous.core.errors import ConfigError, InputError
+
+#: Part of every feature key: rises whenever any file could decode to other values, axes or spacing.
+DECODER_VERSION = 1
+
+Spacing = tuple[float, float, float]
+Facts = dict[str, str | float | int]
+
+_FLOAT32_BYTES = 4
+_AXES = "DHW"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Values of one volume, with what the file says about them.
+
+    Args:
+        voxels_DHW: after rescale slope and intercept, MONOCHROME1 inverted; finite, not constant.
+        spacing_mm: distance between neighbouring voxel centres along D, H, W; None where neither the file nor
+            the study says it.
+        facts: format, transfer syntax, bits, order of frames, where the spacing comes from, and the warnings
+            of the reading libraries (an empty text if none). Never a patient tag.
+    """
+
+    voxels_DHW: npt.NDArray[np.float32]
+    spacing_mm: Spacing | None
+    facts: Mapping[str, str | float | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DeclaredAxes:
+    """What the study says where a file does not (`data.axes`, `data.spacing_mm`).
+
+    Args:
+        axes: order of the array's axes, a permutation of ``DHW``; needed for NPY and NPZ, and for NIfTI that
+            states no orientation.
+        spacing_mm: along D, H, W whatever `axes`; used only where the file states no spacing.
+
+    Raises:
+        ConfigError: the axes are no permutation of ``DHW``, or a spacing is not positive.
+    """
+
+    axes: str | None = None
+    spacing_mm: Spacing | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.axes is not None and sorted(self.axes) != sorted(_AXES):
+            problems.append(f"data.axes must be a permutation of 'DHW' such as 'HWD'; got {self.axes!r}.")
+        if self.spacing_mm is not None and not (
+            len(self.spacing_mm) == 3 and all(is_length(v) for v in self.spacing_mm)
+        ):
+            problems.append(
+                f"data.spacing_mm must be three positive lengths along D, H, W; got {self.spacing_mm!r}."
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    def transpose_to_DHW(self) -> tuple[int, int, int]:
+        """Which axis of the array becomes D, H and W.
+
+        Raises:
+            InputError: the study declares no axes.
+
+        >>> DeclaredAxes("HWD").transpose_to_DHW()
+        (2, 0, 1)
+        """
+        if self.axes is None:
+            raise InputError(
+                "the file does not say which of its axes is D, H and W; set the study key data.axes, e.g. `data.axes: DHW`."
+            )
+        return self.axes.index("D"), self.axes.index("H"), self.axes.index("W")
+
+
+def decode_volume(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volume:
+    """Read one file as one volume. The format is that of the content, whatever the name.
+
+    Error messages name neither the path nor a tag of the patient: the caller knows which sample it asked for.
+
+    Args:
+        declared: axes and spacing from the study, used where the file does not state them.
+        max_bytes: the most that the decoded volume (as float32), the stored values, and a DICOM file itself may take;
+            checked on the declared size, before anything is allocated or inflated.
+    Raises:
+        InputError: the file cannot be used as one volume; the message says why and what to do.
+    """
+    from vitreous.inputs.file_format import recognise_format
+
+    match recognise_format(path):
+        case "dicom":
+            from vitreous.inputs.dicom import decode_dicom
+
+            return decode_dicom(path, declared=declared, max_bytes=max_bytes, is_headless=False)
+        case "dicom without preamble":
+            from vitreous.inputs.dicom import decode_dicom
+
+            return decode_dicom(path, declared=declared, max_bytes=max_bytes, is_headless=True)
+        case "nifti" | "gzipped nifti":
+            from vitreous.inputs.nifti import decode_nifti
+
+            return decode_nifti(path, declared=declared, max_bytes=max_bytes)
+        case "npy":
+            from vitreous.inputs.numpy_files import decode_npy
+
+            return decode_npy(path, declared=declared, max_bytes=max_bytes)
+        case "npz":
+            from vitreous.inputs.numpy_files import decode_only_array
+
+            return decode_only_array(path, declared=declared, max_bytes=max_bytes)
+
+
+def is_length(value: float) -> bool:
+    """Whether a stated spacing can be one: finite and above zero."""
+    return bool(np.isfinite(value)) and value > 0
+
+
+def check_declared_size(shape: tuple[int, ...], *, bytes_per_value: int, max_bytes: int) -> None:
+    """Refuse a declared shape before anything of that size is allocated.
+
+    Args:
+        shape: axis lengths as the header states them.
+        bytes_per_value: bytes of one stored value; the float32 that it becomes counts at least 4.
+    Raises:
+        InputError: an axis is empty, or the volume would take more than `max_bytes`.
+    """
+    if any(length < 1 for length in shape):
+        raise InputError(f"the header declares an empty volume of {_by(shape)} voxels.")
+    needed = prod(shape) * max(bytes_per_value, _FLOAT32_BYTES)
+    if needed > max_bytes:
+        raise InputError(
+            f"the header declares {_by(shape)} voxels, which take {needed:,} bytes in memory; at most {max_bytes:,} are "
+            "allowed. Check the file, or allow more bytes per volume."
+        )
+
+
+def checked_volume(voxels_DHW: npt.NDArray[np.float32], spacing_mm: Spacing | None, facts: Facts) -> Volume:
+    """The volume, if its values can be used.
+
+    Raises:
+        InputError: a value is NaN or infinite, or all are equal.
+    """
+    low, high = float(voxels_DHW.min()), float(voxels_DHW.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        num_nan, num_infinite = int(np.isnan(voxels_DHW).sum()), int(np.isinf(voxels_DHW).sum())
+        raise InputError(
+            f"{num_nan} of {voxels_DHW.size} voxels are NaN and {num_infinite} infinite; a volume needs finite values."
+        )
+    if low == high:
+        raise InputError(
+            f"all {voxels_DHW.size} voxels have the same value {low:g}: the volume is of one colour."
+        )
+    return Volume(voxels_DHW, spacing_mm, facts)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(length) for length in shape)
