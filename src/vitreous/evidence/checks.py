@@ -51,7 +51,7 @@ def find_identical(rows: Mapping[str, Sequence[Predictions]]) -> list[Finding]:
     A row of one seed is compared with every seed of the other, since a recipe without chance is run once.
     """
     findings = []
-    groups = _groups(rows, _is_identical)
+    groups = group_identical(rows)
     for group in groups:
         findings.append(Finding(
             "identical_predictions", "warning",
@@ -60,15 +60,24 @@ def find_identical(rows: Mapping[str, Sequence[Predictions]]) -> list[Finding]:
             f"within {SAME_PROBABILITY:g}",
             "Check that the checkpoints differ (weights_hash in the receipts) and that each was loaded.",
         ))
-    for group in _groups(rows, _has_same_decisions):
-        if any(set(group) <= set(other) for other in groups):
-            continue
+    for group in group_same_decisions(rows):
         findings.append(Finding(
             "same_decisions", "info",
             f"{_listed(group)} predict the same class for every test participant; only their probabilities differ.",
             f"{len(rows[group[0]][0].y_true_N)} equal decisions",
         ))
     return findings
+
+
+def group_identical(rows: Mapping[str, _Seeds]) -> list[list[str]]:
+    """Groups of rows whose probabilities agree within :data:`SAME_PROBABILITY`, each of two rows or more."""
+    return _groups(rows, _is_identical)
+
+
+def group_same_decisions(rows: Mapping[str, _Seeds]) -> list[list[str]]:
+    """Groups of rows with the same decisions that are not identical as a whole."""
+    identical = [set(group) for group in group_identical(rows)]
+    return [group for group in _groups(rows, _has_same_decisions) if not any(set(group) <= one for one in identical)]
 
 
 def _is_collapsed(one: Predictions) -> bool:
@@ -100,7 +109,9 @@ def _collapsed_finding(name: str, by_seed: Sequence[Predictions], collapsed: Map
 
 
 def _in_seeds(some: int, total: int) -> str:
-    return "" if total == 1 else f" in {some} of {total} seeds"
+    if total == 1:
+        return ""
+    return f" in all {total} seeds" if some == total else f" in {some} of {total} seeds"
 
 
 def _pairs_of_seeds(a: _Seeds, b: _Seeds) -> list[tuple[Predictions, Predictions]]:

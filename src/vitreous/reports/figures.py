@@ -1,0 +1,198 @@
+"""Figures as accessible SVG text, byte for byte the same for the same numbers.
+
+Axes: C class, the true class first.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from vitreous.core.fingerprints import fingerprint
+from vitreous.core.undefined import Undefined
+from vitreous.reports.leaderboard import Leaderboard, LeaderboardRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, GRID = "#1b2733", "#52606d", "#d9dee3"  # contrast on white 15:1, 6.4:1; grid lines carry no meaning
+ACCENT, SECOND, FLOOR = "#0b5c8a", "#b4560f", "#8793a0"
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.0, "text.color": INK, "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False, "xtick.color": QUIET,
+    "ytick.color": QUIET, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": GRID, "grid.linewidth": 0.7,
+    "legend.frameon": False, "legend.fontsize": 8.5, "axes.grid": False,
+    "text.parse_math": False,  # a class name may hold a dollar sign
+}  # fmt: skip
+
+
+def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequence[str], title: str = "") -> str:
+    """Counts and the share of each true class, shaded by that share.
+
+    Raises:
+        ValueError: the matrix is not square over the classes.
+    """
+    from matplotlib.figure import Figure
+
+    counts_CC = np.asarray(confusion_CC, dtype=np.int64)
+    num_classes = len(classes)
+    if counts_CC.shape != (num_classes, num_classes):
+        raise ValueError(f"the confusion matrix must be {(num_classes, num_classes)}; got {counts_CC.shape}")
+    totals_C = counts_CC.sum(axis=1)
+    shares_CC = counts_CC / np.maximum(totals_C, 1)[:, None]  # an empty row has counts of 0 whatever the divisor
+    side = 0.62 * num_classes + 1.7
+    labels = [_wrapped(name) for name in classes]
+    with _style():
+        figure = Figure(figsize=(side + 0.3, side), layout="constrained")
+        axes = figure.add_subplot()
+        edges = np.arange(num_classes + 1) - 0.5
+        axes.pcolormesh(edges, edges, shares_CC, cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=1)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.set_xticks(range(num_classes), labels, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5)
+        axes.set_yticks(range(num_classes), labels, fontsize=7.5)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for true, predicted in np.ndindex(num_classes, num_classes):
+            share = shares_CC[true, predicted]
+            axes.text(predicted, true, f"{counts_CC[true, predicted]}\n{share:.0%}", ha="center", va="center",
+                      fontsize=8, color="white" if share > 0.6 else INK)  # fmt: skip
+        right, total = int(np.trace(counts_CC)), int(counts_CC.sum())
+        told = f"{right} of {total} on the diagonal. " + " ".join(
+            f"{name}: {', '.join(f'{count} as {other}' for other, count in zip(classes, row) if count)}."
+            for name, row in zip(classes, counts_CC.tolist(), strict=True) if sum(row)
+        )  # fmt: skip
+        return _svg(figure, title or "Confusion matrix", told)
+
+
+def training_curves_svg(histories: Mapping[str, Sequence[Mapping[str, float]]], best_epochs: Mapping[str, int]) -> str:
+    """Loss and balanced accuracy by epoch, one line per seed and split; the epoch kept is marked.
+
+    Args:
+        histories: label (such as ``seed 0``) → rows with epoch, train_loss, val_loss, val_balanced_accuracy and,
+            if known, train_balanced_accuracy.
+        best_epochs: label → the epoch whose weights were kept.
+    Raises:
+        ValueError: no history, or a label without its best epoch.
+    """
+    from matplotlib.figure import Figure
+
+    if not histories or set(histories) != set(best_epochs):
+        raise ValueError(f"histories of {list(histories)} with best epochs of {list(best_epochs)}")
+    with _style():
+        figure = Figure(figsize=(6.6, 2.5), layout="constrained")
+        losses, scores = figure.subplots(1, 2)
+        for number, (label, history) in enumerate(histories.items()):
+            first = number == 0
+            epoch = [row["epoch"] for row in history]
+            for axes, kind in ((losses, "loss"), (scores, "balanced_accuracy")):
+                for split, colour, dashes in (("train", SECOND, (4, 2)), ("val", ACCENT, ())):
+                    if f"{split}_{kind}" in history[0]:
+                        axes.plot(epoch, [row[f"{split}_{kind}"] for row in history], color=colour, lw=1.2, alpha=0.85,
+                                  dashes=dashes or (None, None), label=split if first else None)  # fmt: skip
+            kept = next((row for row in history if row["epoch"] == best_epochs[label]), None)
+            if kept is not None:
+                for axes, key in ((losses, "val_loss"), (scores, "val_balanced_accuracy")):
+                    axes.plot(kept["epoch"], kept[key], "o", ms=5, mfc="white", mec=ACCENT, mew=1.4, zorder=5,
+                              label="kept" if first else None)  # fmt: skip
+        for axes, name in ((losses, "Loss"), (scores, "Balanced accuracy")):
+            axes.set_title(name)
+            axes.set_xlabel("epoch")
+            axes.grid(axis="y")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        losses.legend(loc="upper right")
+        told = "; ".join(
+            f"{label}: {len(history)} epochs, epoch {best_epochs[label]} kept" for label, history in histories.items()
+        )
+        return _svg(figure, "Training curves", told)
+
+
+def forest_plot_svg(leaderboard: Leaderboard) -> str:
+    """The primary metric on test with its interval, one line per row; floors grey, the highest floor shaded."""
+    from matplotlib.figure import Figure
+
+    rows = list(leaderboard.rows)
+    metric, title = leaderboard.metric, leaderboard.metric_title
+    with _style():
+        figure = Figure(figsize=(6.8, 0.34 * len(rows) + 0.95), layout="constrained")
+        axes = figure.add_subplot()
+        _shade_floor(axes, [row for row in rows if row.is_floor], metric)
+        told = []
+        for place, row in enumerate(rows):
+            colour = FLOOR if row.is_floor else ACCENT
+            found = row.test[metric]
+            if isinstance(found.value, Undefined):
+                axes.text(0.5, place, found.value.reason, transform=axes.get_yaxis_transform(), ha="center",
+                          va="center", fontsize=8, color=QUIET)  # fmt: skip
+                told.append(f"{row.name}: undefined, {found.value.reason}")
+                continue
+            if not isinstance(found.low, Undefined) and not isinstance(found.high, Undefined):
+                axes.plot([found.low, found.high], [place, place], color=colour, lw=2, solid_capstyle="butt")
+                told.append(f"{row.name}: {found.value:.3f}, {found.low:.3f} to {found.high:.3f}")
+            else:
+                told.append(f"{row.name}: {found.value:.3f}, no interval")
+            axes.plot(found.value, place, "s" if row.is_floor else "o", color=colour, ms=6)
+            axes.text(1.01, place, f"{found.value:.3f}  {row.letters}", transform=axes.get_yaxis_transform(),
+                      va="center", fontsize=8.5)  # fmt: skip
+        axes.set_yticks(range(len(rows)), [textwrap.shorten(row.name, 46, placeholder=" …") for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(f"{title} on test, {leaderboard.level:.0%} interval")
+        return _svg(figure, f"{title} of every row with its interval", "; ".join(told))
+
+
+def _shade_floor(axes: "Axes", floors: Sequence[LeaderboardRow], metric: str) -> None:
+    """Up to the upper bound of the highest floor (its value, where it has no bound)."""
+    found = [floor.test[metric] for floor in floors]
+    edges = [high if not isinstance(high := one.high, Undefined) else one.value for one in found]
+    numbers = [edge for edge in edges if not isinstance(edge, Undefined)]
+    if numbers:
+        axes.axvspan(min(0.0, *numbers, 0.0), max(numbers), color="#eef1f4", zorder=0, lw=0)
+        axes.autoscale(enable=True, axis="x")
+
+
+def _wrapped(name: str) -> str:
+    """A class name on at most three short lines, broken at spaces and underscores."""
+    lines = textwrap.wrap(name.replace("_", " "), 18)
+    return "\n".join(lines if len(lines) <= 3 else [*lines[:2], lines[2].rstrip()[:16] + " …"])
+
+
+def _style() -> Any:
+    import matplotlib as mpl
+
+    return mpl.rc_context(cast("Any", _STYLE))
+
+
+def _svg(figure: "Figure", title: str, description: str) -> str:
+    """SVG text without date, fonts or ids of its own that could clash with another figure's on one page."""
+    import matplotlib as mpl
+
+    salt = "f" + fingerprint([title, description])[:10]
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None,
+                                                                       "Type": None})  # fmt: skip
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{salt}-\1"', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{salt}-", svg)
+    svg = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda found: f"font: {found[1]}{_FONTS}", svg)
+    named = (
+        f'<title id="{salt}-title">{escape(title)}</title><desc id="{salt}-desc">{escape(description)}</desc>'
+    )
+    opening = svg[: svg.index(">") + 1]
+    labelled = opening[:-1] + f' role="img" aria-labelledby="{salt}-title {salt}-desc">'
+    return labelled + named + svg[len(opening) :]

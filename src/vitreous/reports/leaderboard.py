@@ -1,0 +1,252 @@
+"""The leaderboard: one row per encoder and recipe, from predictions alone.
+
+Axes: C class, R resample, N row (one patient).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitreous.core.finding import Finding
+from vitreous.core.predictions import Predictions
+from vitreous.core.streams import numpy_stream
+from vitreous.core.undefined import Undefined
+from vitreous.evidence.checks import find_collapsed, find_identical, group_identical, group_same_decisions
+from vitreous.evidence.comparison import Comparison, Difference, compare_with_best, resamples_needed
+from vitreous.evidence.intervals import (
+    NUM_RESAMPLES,
+    Interval,
+    bootstrap_intervals,
+    check_same_rows,
+    find_few_patients,
+    mean_scores,
+    resample_weights,
+)
+from vitreous.evidence.scores import METRICS, confusion_matrix, score_predictions
+
+
+@dataclass(frozen=True)
+class RowPredictions:
+    """What a row is made of.
+
+    Args:
+        encoder, recipe: together the row's name; ``floor`` and e.g. ``majority`` for a floor.
+        val, test: seed → predictions, per sample or per patient; the same seeds in both. With folds, those of
+            all folds of a seed together.
+        is_floor: a row that the others must clear.
+        is_constant: predicts one class by design, so that this is no finding.
+        trainable_parameters: numbers learned by the recipe, if known.
+        notes: plain sentences to print with the row, such as an overridden InputSpec.
+    """
+
+    encoder: str
+    recipe: str
+    val: Mapping[int, Predictions]
+    test: Mapping[int, Predictions]
+    is_floor: bool = False
+    is_constant: bool = False
+    trainable_parameters: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``encoder / recipe``."""
+        return f"{self.encoder} / {self.recipe}"
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One printed row; every number is a mean over seeds, per patient.
+
+    Args:
+        rank: 1 + the number of rows significantly better; None where the metric is undefined.
+        letters: two rows share one exactly when they cannot be told apart.
+        val: the metric on val.
+        test: every metric on test, with its interval.
+        seed_sd: standard deviation over seeds of the metric on test, undefined for one seed.
+        to_best: this row minus the best one.
+        confusion_CC: test counts summed over seeds, rows the true class.
+        cleared, not_cleared: names of the floors it is, or is not, significantly above; empty for a floor.
+        notes: plain sentences.
+    """
+
+    encoder: str
+    recipe: str
+    is_floor: bool
+    rank: int | None
+    letters: str
+    seeds: tuple[int, ...]
+    num_test_patients: int
+    val: float | Undefined
+    test: Mapping[str, Interval]
+    seed_sd: float | Undefined
+    to_best: Difference
+    confusion_CC: tuple[tuple[int, ...], ...]
+    trainable_parameters: int | None
+    cleared: tuple[str, ...]
+    not_cleared: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """``encoder / recipe``."""
+        return f"{self.encoder} / {self.recipe}"
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All rows, best first.
+
+    Args:
+        metric: the primary one, by which rows are compared and were chosen on val.
+        best: name of the row of the highest value; None where no row has one.
+        level: of the intervals.
+        alpha: of the adjusted tests.
+        num_resamples: of the intervals; `num_compared` of the paired tests, where many rows need more.
+        findings: about the rows and the size of the test split.
+    """
+
+    rows: tuple[LeaderboardRow, ...]
+    metric: str
+    classes: tuple[str, ...]
+    best: str | None
+    level: float
+    alpha: float
+    num_resamples: int
+    num_compared: int
+    findings: tuple[Finding, ...]
+    comparison: Comparison
+
+    @property
+    def metric_title(self) -> str:
+        """The primary metric in words."""
+        return METRICS[self.metric].title
+
+    def row(self, name: str) -> LeaderboardRow:
+        """The row of this name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def build_leaderboard(
+    rows: Sequence[RowPredictions],
+    *,
+    metric: str = "balanced_accuracy",
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = 0.95,
+    alpha: float = 0.05,
+) -> Leaderboard:
+    """Score, resample and compare all rows on the same patients.
+
+    Args:
+        metric: a name of :data:`~vitreous.evidence.scores.METRICS`.
+        seed: of the resamples' random stream.
+        num_resamples: of the intervals. The paired tests draw more where Holm's correction over all pairs
+            needs them; the first `num_resamples` are the same ones.
+    Raises:
+        ValueError: no rows, two rows of one name, rows or seeds that are not about the same patients, seeds that
+            differ between val and test.
+    """
+    _check_rows(rows, metric)
+    val = {row.name: [row.val[k].per_patient() for k in sorted(row.val)] for row in rows}
+    test = {row.name: [row.test[k].per_patient() for k in sorted(row.test)] for row in rows}
+    check_same_rows({f"{row.name!r} seed {k}": one for row in rows for k, one in zip(sorted(row.test), test[row.name])})
+    patient_id_N = test[rows[0].name][0].patient_id_N
+    drawn = max(num_resamples, resamples_needed(len(rows), alpha))
+    weights_RN = resample_weights(patient_id_N, num_resamples=drawn, rng=numpy_stream(seed, "bootstrap"))
+    comparison = compare_with_best(test, metric, weights_RN, alpha, level)
+    notes = _notes(rows, test, comparison)
+    built = [
+        _build_row(row, val[row.name], test[row.name], weights_RN[:num_resamples], level, comparison,
+                   [floor.name for floor in rows if floor.is_floor], notes[row.name])
+        for row in rows
+    ]  # fmt: skip
+    built.sort(key=lambda row: (row.rank is None, -_number(row.test[metric].value)))
+    findings = find_few_patients(test[rows[0].name][0])
+    findings += find_collapsed(test, [row.name for row in rows if row.is_constant])
+    findings += find_identical(test)
+    return Leaderboard(
+        tuple(built), metric, rows[0].test[min(rows[0].test)].classes, comparison.best, level, alpha, num_resamples,
+        drawn, tuple(findings), comparison,
+    )  # fmt: skip
+
+
+def _check_rows(rows: Sequence[RowPredictions], metric: str) -> None:
+    if not rows:
+        raise ValueError("a leaderboard needs at least one row")
+    if metric not in METRICS:
+        raise ValueError(f"no such metric: {metric!r}; known are {list(METRICS)}")
+    names = [row.name for row in rows]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two rows of a leaderboard have the same name: {doubled}")
+    for row in rows:
+        if not row.test or set(row.val) != set(row.test):
+            raise ValueError(f"{row.name}: val has the seeds {sorted(row.val)}, test {sorted(row.test)}")
+
+
+def _build_row(
+    row: RowPredictions,
+    val: Sequence[Predictions],
+    test: Sequence[Predictions],
+    weights_RN: np.ndarray[tuple[int, int], np.dtype[np.uint16]],
+    level: float,
+    comparison: Comparison,
+    floors: Sequence[str],
+    notes: tuple[str, ...],
+) -> LeaderboardRow:
+    metric, classes = comparison.metric, test[0].classes
+    confusion_CC = sum(confusion_matrix(one.y_true_N, one.y_pred_N, len(classes)) for one in test)
+    no_best = Undefined(f"no row has a defined {metric}")
+    return LeaderboardRow(
+        encoder=row.encoder,
+        recipe=row.recipe,
+        is_floor=row.is_floor,
+        rank=comparison.rank[row.name],
+        letters=comparison.letters[row.name],
+        seeds=tuple(sorted(row.test)),
+        num_test_patients=len(test[0].patient_id_N),
+        val=mean_scores(val)[metric],
+        test=bootstrap_intervals(test, weights_RN, level),
+        seed_sd=_seed_sd(test, metric),
+        to_best=comparison.difference_to_best(row.name) if comparison.best else Difference(*[no_best] * 5),
+        confusion_CC=tuple(tuple(int(count) for count in counts) for counts in np.asarray(confusion_CC)),
+        trainable_parameters=row.trainable_parameters,
+        cleared=() if row.is_floor else tuple(floor for floor in floors if comparison.is_better(row.name, floor)),
+        not_cleared=() if row.is_floor else tuple(f for f in floors if not comparison.is_better(row.name, f)),
+        notes=notes,
+    )
+
+
+def _seed_sd(test: Sequence[Predictions], metric: str) -> float | Undefined:
+    if len(test) < 2:
+        return Undefined("one seed has no spread")
+    scores = [score_predictions(one.y_true_N, one.probs_NC, one.classes)[metric] for one in test]
+    missing = [score for score in scores if isinstance(score, Undefined)]
+    return missing[0] if missing else float(np.std([float(score) for score in scores], ddof=1))  # type: ignore[arg-type]
+
+
+def _notes(
+    rows: Sequence[RowPredictions], test: Mapping[str, Sequence[Predictions]], comparison: Comparison
+) -> dict[str, tuple[str, ...]]:
+    floors = [row.name for row in rows if row.is_floor]
+    identical, same = group_identical(test), group_same_decisions(test)
+    result = {}
+    for row in rows:
+        notes = list(row.notes)
+        found = find_collapsed({row.name: test[row.name]}, [row.name] if row.is_constant else [])
+        notes += [finding.title.removeprefix(f"{row.name} ") for finding in found]
+        notes += [f"identical predictions to {_others(group, row.name)}" for group in identical if row.name in group]
+        notes += [f"the same decisions as {_others(group, row.name)}" for group in same if row.name in group]
+        missed = [] if row.is_floor else [floor for floor in floors if not comparison.is_better(row.name, floor)]
+        notes += [f"does not clear the floor {', '.join(missed)}"] if missed else []
+        result[row.name] = tuple(note.rstrip(".") for note in notes)
+    return result
+
+
+def _others(group: Sequence[str], name: str) -> str:
+    return ", ".join(other for other in group if other != name)
+
+
+def _number(value: float | Undefined) -> float:
+    return -np.inf if isinstance(value, Undefined) else value
