@@ -48,6 +48,9 @@ class DigestBook:
             connection = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
             # no write-ahead log: it would need shared memory, which folders on a network drive do not have
             connection.execute("PRAGMA journal_mode=TRUNCATE")
+            # one commit a file must not cost a flush of the disk; a power cut may damage the table, which is then
+            # made anew (killing the process cannot)
+            connection.execute("PRAGMA synchronous=OFF")
             connection.execute("CREATE TABLE IF NOT EXISTS digests (identity TEXT PRIMARY KEY, sha256 TEXT)")
             self._connection = connection
         return self._connection

@@ -64,15 +64,16 @@ def refusal_of(error: Exception, location: Location, endpoint: str | None) -> Lo
     """
     answer = read_answer(error)
     at = f" at {endpoint}" if endpoint else ""
+    server = " and s3.endpoint" if location.scheme == "s3" else ""
     if any(sign in str(error) for sign in _NO_KEYS):
         return LocationError(f"{location}: no credentials were found. {_KEYS_REMEDY[location.scheme]}")
     if answer.code == "NoSuchBucket":
         return LocationError(
-            f"{location}: there is no bucket {location.bucket!r}{at} ({answer}). Check the name and s3.endpoint."
+            f"{location}: there is no bucket {location.bucket!r}{at} ({answer}). Check the name{server}."
         )
     if isinstance(error, FileNotFoundError) or answer.status == 404:
         return MissingObjectError(
-            f"{location}: there is no such object{at} ({answer}). Check bucket, key and s3.endpoint."
+            f"{location}: there is no such object{at} ({answer}). Check bucket and key{server}."
         )
     if answer.code in _WRONG_REGION or answer.status in (301, 307) or "configured region" in str(error):
         return LocationError(
@@ -81,5 +82,5 @@ def refusal_of(error: Exception, location: Location, endpoint: str | None) -> Lo
     if answer.status in (401, 403) or answer.code in _WRONG_KEYS:
         return LocationError(f"{location}: access was refused{at} ({answer}). {_KEYS_REMEDY[location.scheme]}")
     if answer.status is not None and 400 <= answer.status < 500 and answer.status not in _RETRIED_STATUS:
-        return LocationError(f"{location}: the server refused the request{at} ({answer}). Check key and s3.endpoint.")
+        return LocationError(f"{location}: the server refused the request{at} ({answer}). Check the key{server}.")
     return None
