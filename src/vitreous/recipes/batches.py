@@ -1,17 +1,18 @@
-"""Which rows each seed sees at each step, and what dropout leaves out: drawn from streams of the seed's own name.
+"""Which rows each seed sees at each step, and what dropout leaves out: drawn from streams of its own name.
 
 A member draws the same whether it is trained alone or beside two hundred others. Members of one seed share
-order and masks, which is what lets one matrix product serve them all. Streams, for seed s (epochs from 1, steps
-of an epoch from 0, layers from 0):
+order and masks, which is what lets one matrix product serve them all. Streams, for seed s (epochs from 1,
+steps of an epoch from 0, layers from 0):
 
 - (s, "probe", "init", layer): initial weights of a layer
 - (s, "probe", "order", epoch): the order of the training rows
-- (s, "probe", "dropout", epoch, step, layer): one uniform number per row and unit; a unit is kept where it is ≥ dropout
+- (s, "probe", "dropout", epoch, step, layer): one uniform number per row and unit, kept where ≥ dropout
 
 Axes: N row, B row of a batch, H unit.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,10 @@ def draw_order(seed: int, epoch: int, num_rows: int) -> npt.NDArray[np.int64]:
     return numpy_stream(seed, "probe", "order", epoch).permutation(num_rows)
 
 
-def draw_dropout(seed: int, epoch: int, step: int, layer: int, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Uniform numbers in [0, 1), shape (B, H). Single precision whatever the training's, so that masks agree."""
+def draw_dropout(
+    seed: int, epoch: int, step: int, layer: int, shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Uniform numbers in [0, 1), shape (B, H). Single precision whatever the training's: masks then agree."""
     return numpy_stream(seed, "probe", "dropout", epoch, step, layer).random(shape, dtype=np.float32)
 
 
@@ -54,7 +57,7 @@ def draw_initial_layers(
     """
     layers = []
     last = len(widths) - 2
-    for layer, (num_in, num_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for layer, (num_in, num_out) in enumerate(pairwise(widths)):
         rng = numpy_stream(seed, "probe", "init", layer)
         if layer == last:
             layers.append((rng.normal(0.0, 0.01, (num_out, num_in)), np.zeros(num_out)))

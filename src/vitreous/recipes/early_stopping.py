@@ -14,8 +14,8 @@ class EarlyStopping:
     """The state of K members, each judged alone.
 
     The best epoch is the first with the highest score. Patience counts the epochs since the score last rose
-    by more than `min_delta` above the score of the last such rise (the first epoch counts as one), so that small
-    gains are kept without prolonging the training.
+    by more than `min_delta` above the score of the last such rise (the first epoch counts as one), so that
+    small gains are kept without prolonging the training.
 
     Args:
         num_members: K.

@@ -36,7 +36,9 @@ class FeatureSet:
 
     def __post_init__(self) -> None:
         if self.features_ND.ndim != 2:
-            raise ValueError(f"features must have the axes (rows, features); got the shape {self.features_ND.shape}.")
+            raise ValueError(
+                f"features must have the axes (rows, features); got the shape {self.features_ND.shape}."
+            )
         lengths = {"y": len(self.y_N), "patient_id": len(self.patient_id_N), "weight": len(self.weight_N)}
         if wrong := {name: length for name, length in lengths.items() if length != len(self.features_ND)}:
             raise ValueError(f"features have {len(self.features_ND)} rows, but {wrong}.")
@@ -49,7 +51,8 @@ class FeatureSet:
         """
         ids_P, first_P, participant_N = np.unique(self.patient_id_N, return_index=True, return_inverse=True)
         y_P = np.asarray(self.y_N, dtype=np.int64)[first_P]
-        if (differ_N := y_P[participant_N] != self.y_N).any():
+        differ_N = np.asarray(y_P[participant_N] != self.y_N)
+        if differ_N.any():
             raise SampleError(
                 f"volumes of {len(np.unique(participant_N[differ_N]))} participants carry different labels; "
                 "a label belongs to a participant."
@@ -78,8 +81,8 @@ def check_feature_sets(train: FeatureSet, val: FeatureSet, num_classes: int) -> 
     counts_C = np.bincount(val.per_participant()[1], minlength=num_classes)
     if empty := np.flatnonzero(counts_C == 0).tolist():
         raise SampleError(
-            f"val: no participant of class {', '.join(map(str, empty))}, so its balanced accuracy, on which members "
-            "are chosen, is undefined. Leave the class out of `classes` or change the split."
+            f"val: no participant of class {', '.join(map(str, empty))}, so its balanced accuracy, on which "
+            "members are chosen, is undefined. Leave the class out of `classes` or change the split."
         )
     if shared := set(train.patient_id_N.tolist()) & set(val.patient_id_N.tolist()):
         raise SampleError(f"{len(shared)} participants lie in train and in val. Split by participant.")
@@ -102,11 +105,13 @@ def _check_rows(split: str, rows: FeatureSet, num_classes: int) -> None:
         raise ValueError(f"{split}: rows have no features.")
     low, high = int(rows.y_N.min()), int(rows.y_N.max())
     if low < 0 or high >= num_classes:
-        raise SampleError(f"{split}: labels must lie in 0…{num_classes - 1}; got {low}…{high}. Check `classes`.")
-    finite_N = np.isfinite(rows.features_ND).all(axis=1)
-    if not finite_N.all():
         raise SampleError(
-            f"{split}: {int((~finite_N).sum())} of {len(finite_N)} rows have NaN or infinite features. "
+            f"{split}: labels must lie in 0…{num_classes - 1}; got {low}…{high}. Check `classes`."
+        )
+    num_broken = int((~np.isfinite(rows.features_ND)).any(axis=1).sum())
+    if num_broken:
+        raise SampleError(
+            f"{split}: {num_broken} of {len(rows.y_N)} rows have NaN or infinite features. "
             "Quarantine these samples or encode again with precision fp32."
         )
     if not (np.isfinite(rows.weight_N) & (rows.weight_N > 0)).all():

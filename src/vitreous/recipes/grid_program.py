@@ -1,7 +1,7 @@
 """The training of K heads of one architecture as one batched program.
 
-Axes: K active member, A member of the program (active or stopped), S seed, Q class-weight policy, C class, N row, B row of a
-batch, D feature, H unit.
+Axes: K active member, A member of the program (active or stopped), S seed, Q class-weight policy, C class,
+N row, B row of a batch, D feature, H unit.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,14 @@ from torch import Tensor
 
 from vitreous.core.progress import Advance
 from vitreous.recipes.batches import batch_bounds, draw_dropout, draw_order
-from vitreous.recipes.class_weights import class_weight_vector
 from vitreous.recipes.early_stopping import EarlyStopping
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.recipes.patient_scores import PatientScorer
+from vitreous.recipes.probe_cost import VAL_ROWS
 from vitreous.recipes.probe_member import ProbeMember, ProbeSettings
 from vitreous.recipes.schedule import cosine_with_warmup
 from vitreous.recipes.stacked_adamw import StackedAdamW
 from vitreous.recipes.stacked_heads import StackedHeads
-
-VAL_ROWS = 1024  # rows judged at once after an epoch; bounds the memory of hidden layers
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,12 @@ class Outcome:
 
 
 def build_rows(
-    rows: FeatureSet, x_ND: npt.NDArray[np.float64], class_weight_QC: npt.NDArray[np.float64], *,
-    dtype: torch.dtype, device: torch.device,
+    rows: FeatureSet,
+    x_ND: npt.NDArray[np.float64],
+    class_weight_QC: npt.NDArray[np.float64],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> TrainingRows:
     """Tensors of one split.
 
@@ -68,14 +70,16 @@ def build_rows(
     weight_QN = class_weight_QC[:, rows.y_N] * rows.weight_N
     share_NC = np.eye(class_weight_QC.shape[1])[rows.y_N] * rows.weight_N[:, None]
     share_NC /= share_NC.sum(axis=0)
-    floats = (torch.from_numpy(values).to(device=device, dtype=dtype) for values in (x_ND, weight_QN, share_NC))
+    floats = (
+        torch.from_numpy(values).to(device=device, dtype=dtype) for values in (x_ND, weight_QN, share_NC)
+    )
     x, weight, share = floats
     y_N = torch.from_numpy(np.asarray(rows.y_N, dtype=np.int64)).to(device)
     return TrainingRows(x, y_N, weight, share)
 
 
 def group_key(member: ProbeMember, *, is_full_batch: bool) -> tuple[Any, ...]:
-    """Members with an equal key are given the same input at every step, so that one matrix product serves them."""
+    """Members with an equal key get the same input at every step, so that one matrix product serves them."""
     if member.hidden:
         return () if is_full_batch else (member.seed,)
     return (() if is_full_batch and member.dropout == 0 else (member.seed,), member.dropout)
@@ -92,20 +96,33 @@ class GridProgram:
     """
 
     def __init__(
-        self, train: TrainingRows, val: TrainingRows, scorer: PatientScorer, members: Sequence[ProbeMember],
-        policy_idx: Sequence[int], settings: ProbeSettings, *, num_classes: int,
+        self,
+        train: TrainingRows,
+        val: TrainingRows,
+        scorer: PatientScorer,
+        members: Sequence[ProbeMember],
+        policy_idx: Sequence[int],
+        settings: ProbeSettings,
+        *,
+        num_classes: int,
     ) -> None:
         self._train, self._val, self._scorer, self._settings = train, val, scorer, settings
         self._members, self._policy_A = list(members), torch.tensor(policy_idx, device=train.x_ND.device)
         self._num_classes, self._device = num_classes, train.x_ND.device
         self._bounds = batch_bounds(len(train.x_ND), settings.batch_size)
         self._heads = StackedHeads(
-            [member.seed for member in members], num_features=train.x_ND.shape[1], hidden=members[0].hidden,
-            num_classes=num_classes, batch_norm=members[0].batch_norm, dtype=train.x_ND.dtype, device=self._device,
+            [member.seed for member in members],
+            num_features=train.x_ND.shape[1],
+            hidden=members[0].hidden,
+            num_classes=num_classes,
+            batch_norm=members[0].batch_norm,
+            dtype=train.x_ND.dtype,
+            device=self._device,
         )
         self._optimizer = StackedAdamW(
             self._heads.parameters,
-            [member.learning_rate for member in members], [member.weight_decay for member in members],
+            [member.learning_rate for member in members],
+            [member.weight_decay for member in members],
         )
         self._best = {name: value.detach().clone() for name, value in self._state()}
         self._activate(np.arange(len(members)))
@@ -114,8 +131,8 @@ class GridProgram:
         """Train to the end; outcomes in the order of the members.
 
         Args:
-            progress: told the number of member-epochs done; those a stopped member does not need count as done when it
-                stops, so that the total is members × epochs.
+            progress: told the number of member-epochs done; those a stopped member does not need count as
+                done when it stops, so that the total is members × epochs.
         """
         settings, outcomes = self._settings, [Outcome() for _ in self._members]
         stopping = EarlyStopping(len(self._members), settings.patience, settings.min_delta)
@@ -126,14 +143,16 @@ class GridProgram:
             val_loss_K, val_accuracy_K = self._judge_val()
             is_finite_K = np.isfinite(train_loss_K) & np.isfinite(val_loss_K)
             for position, member_idx in enumerate(active):
-                outcomes[member_idx].history.append({
-                    "epoch": epoch,
-                    "learning_rate": self._members[member_idx].learning_rate * schedule,
-                    "train_loss": float(train_loss_K[position]),
-                    "val_loss": float(val_loss_K[position]),
-                    "val_balanced_accuracy": float(val_accuracy_K[position]),
-                    "train_balanced_accuracy": float(train_accuracy_K[position]),
-                })
+                outcomes[member_idx].history.append(
+                    {
+                        "epoch": epoch,
+                        "learning_rate": self._members[member_idx].learning_rate * schedule,
+                        "train_loss": float(train_loss_K[position]),
+                        "val_loss": float(val_loss_K[position]),
+                        "val_balanced_accuracy": float(val_accuracy_K[position]),
+                        "train_balanced_accuracy": float(train_accuracy_K[position]),
+                    }
+                )
                 if not is_finite_K[position]:
                     outcomes[member_idx].diverged_epoch = epoch
             is_best_M, is_stopped_M = stopping.update(active[is_finite_K], epoch, val_accuracy_K[is_finite_K])
@@ -147,7 +166,9 @@ class GridProgram:
         for member_idx, outcome in enumerate(outcomes):
             if outcome.diverged_epoch is None:
                 outcome.best_epoch = int(stopping.best_epoch_K[member_idx])
-                outcome.tensors = {name: value[member_idx].cpu().numpy() for name, value in self._best.items()}
+                outcome.tensors = {
+                    name: value[member_idx].cpu().numpy() for name, value in self._best.items()
+                }
         return outcomes
 
     def _train_epoch(self, epoch: int) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -170,7 +191,8 @@ class GridProgram:
             logits_KCB = self._heads.logits(inputs, self._sizes, keep_KHB=keep)
             loss_KB = self._losses(logits_KCB, y_KB)
             weight_KB = train.weight_QN[self._policy_K[:, None], rows_KB]
-            (loss_KB * (weight_KB / weight_KB.sum(dim=1, keepdim=True))).sum().backward()  # type: ignore[no-untyped-call]
+            mean_loss = (loss_KB * (weight_KB / weight_KB.sum(dim=1, keepdim=True))).sum()
+            mean_loss.backward()  # type: ignore[no-untyped-call]
             schedule = cosine_with_warmup(
                 (epoch - 1) * len(self._bounds) + step,
                 num_steps=settings.epochs * len(self._bounds),
@@ -218,14 +240,16 @@ class GridProgram:
 
     def _uniform(self, seed: int, epoch: int, step: int, layer: int, width: int, rows: int) -> Tensor:
         """Compared in float64 with the dropout, as a member trained alone would."""
-        return torch.from_numpy(draw_dropout(seed, epoch, step, layer, (rows, width))).to(self._device).double()
+        return (
+            torch.from_numpy(draw_dropout(seed, epoch, step, layer, (rows, width))).to(self._device).double()
+        )
 
     @torch.no_grad()
     def _judge_val(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Per active member: weighted loss, and balanced accuracy per patient."""
         val, num_members = self._val, len(self._active)
         probs, losses = [], []
-        for x_BD, y_B in zip(val.x_ND.split(VAL_ROWS), val.y_N.split(VAL_ROWS), strict=True):
+        for x_BD, y_B in zip(torch.split(val.x_ND, VAL_ROWS), torch.split(val.y_N, VAL_ROWS), strict=True):
             logits_KCB = self._heads.logits([x_BD], [num_members])
             losses.append(self._losses(logits_KCB, y_B.expand(num_members, -1)))
             probs.append(logits_KCB.softmax(dim=1))
@@ -256,7 +280,9 @@ class GridProgram:
         members = [self._members[member_idx] for member_idx in active]
         is_full_batch = len(self._bounds) == 1
         self._seeds = sorted({member.seed for member in members})
-        self._seed_K = torch.tensor([self._seeds.index(member.seed) for member in members], device=self._device)
+        self._seed_K = torch.tensor(
+            [self._seeds.index(member.seed) for member in members], device=self._device
+        )
         self._policy_K = self._policy_A[torch.from_numpy(active).to(self._device)]
         self._dropout_K = torch.tensor([m.dropout for m in members], dtype=torch.float64, device=self._device)
         keys = (group_key(member, is_full_batch=is_full_batch) for member in members)

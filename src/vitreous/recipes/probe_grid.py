@@ -1,10 +1,11 @@
 """Linear and MLP probes on kept features: a whole grid of settings and seeds, trained together.
 
-Every member is trained as if it were alone: AdamW (decoupled weight decay), cosine schedule with linear warm-up per step,
-cross-entropy averaged over a batch with the weights class weight × 1 / (volumes of the patient), early stopping on val
-balanced accuracy per patient. Its row order, dropout and initial weights come from streams of its own seed (see
-:mod:`vitreous.recipes.batches`), so that its company changes nothing but the last bits of the arithmetic; the same call gives
-the same bytes on one machine with one number of threads.
+Every member is trained as if it were alone: AdamW (decoupled weight decay), cosine schedule with linear
+warm-up per step, cross-entropy averaged over a batch with the weights class weight × 1 / (volumes of the
+patient), early stopping on val balanced accuracy per patient. Its row order, dropout and initial weights
+come from streams of its own seed (see :mod:`vitreous.recipes.batches`), so that its company changes nothing
+but the last bits of the arithmetic; the same call gives the same bytes on one machine with one number of
+threads.
 
 Axes: N row (volume), D feature, C class, Q class-weight policy.
 """
@@ -23,14 +24,14 @@ from vitreous.recipes.class_weights import class_weight_vector
 from vitreous.recipes.feature_set import FeatureSet, check_feature_sets
 from vitreous.recipes.grid_program import GridProgram, Outcome, build_rows, group_key
 from vitreous.recipes.patient_scores import PatientScorer
-from vitreous.recipes.probe_cost import estimate_probe_flops, estimate_probe_memory, split_members
+from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory, split_members
 from vitreous.recipes.probe_logits import head_logits, probe_logits
 from vitreous.recipes.probe_member import FittedProbe, ProbeMember, ProbeSettings
 from vitreous.recipes.standardiser import fit_standardiser
 
 __all__ = [
-    "FeatureSet", "FittedProbe", "ProbeMember", "ProbeSettings", "estimate_probe_flops", "estimate_probe_memory",
-    "fit_probe_grid", "probe_logits",
+    "FeatureSet", "FittedProbe", "ProbeMember", "ProbeSettings", "estimate_probe_flops",
+    "estimate_probe_memory", "fit_probe_grid", "probe_logits",
 ]  # fmt: skip
 
 
@@ -63,19 +64,21 @@ def fit_probe_grid(
     y_P = train.per_participant()[1]
     class_weight_QC = np.stack([class_weight_vector(policy, y_P, num_classes) for policy in policies])
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
-    place = {"dtype": dtype, "device": torch.device(device)}
-    train_rows = build_rows(train, standardiser.apply(train.features_ND), class_weight_QC, **place)
+    place = torch.device(device)
+    train_rows = build_rows(
+        train, standardiser.apply(train.features_ND), class_weight_QC, dtype=dtype, device=place
+    )
     val_x_ND = standardiser.apply(val.features_ND)
-    val_rows = build_rows(val, val_x_ND, class_weight_QC, **place)
+    val_rows = build_rows(val, val_x_ND, class_weight_QC, dtype=dtype, device=place)
     scorer = PatientScorer(val, num_classes)
-    parts = split_members(
-        members, settings, num_train=len(train.y_N), num_val=len(val.y_N), num_features=train.features_ND.shape[1],
-        num_classes=num_classes, dtype=dtype,
-    )  # fmt: skip
+    size = GridSize(len(train.y_N), len(val.y_N), train.features_ND.shape[1], num_classes, dtype.itemsize)
+    parts = split_members(members, settings, size)
     is_full_batch = len(batch_bounds(len(train.y_N), settings.batch_size)) == 1
     outcomes: dict[int, Outcome] = {}
     for part in parts:
-        positions = sorted(part, key=lambda position: group_key(members[position], is_full_batch=is_full_batch))
+        positions = sorted(
+            part, key=lambda position: group_key(members[position], is_full_batch=is_full_batch)
+        )
         together = [members[position] for position in positions]
         policy_idx = [policies.index(member.class_weights) for member in together]
         program = GridProgram(
@@ -87,7 +90,9 @@ def fit_probe_grid(
         outcome = outcomes[position]
         if outcome.diverged_epoch is None:
             logits_NC = head_logits(outcome.tensors, val_x_ND)
-            val_score: float | Undefined = float(scorer.balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0])
+            val_score: float | Undefined = float(
+                scorer.balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0]
+            )
             tensors = standardiser.tensors() | outcome.tensors
         else:
             val_score, tensors = Undefined(f"training diverged in epoch {outcome.diverged_epoch}"), {}
@@ -103,7 +108,9 @@ def _check_members(members: Sequence[ProbeMember], settings: ProbeSettings) -> N
     if not members:
         raise ValueError("the grid has no members.")
     if repeated := len(members) - len(set(members)):
-        raise ValueError(f"{repeated} of {len(members)} members repeat another; leave repeated values out of the grid.")
+        raise ValueError(
+            f"{repeated} of {len(members)} members repeat another; leave repeated values out of the grid."
+        )
     if settings.batch_size == 1 and any(member.batch_norm for member in members):
         raise ValueError("batch_norm cannot learn from batches of one row; raise batch_size.")
 
@@ -113,6 +120,6 @@ def _check_any_converged(fitted: Sequence[FittedProbe]) -> None:
         return
     smallest = min(probe.member.learning_rate for probe in fitted)
     raise UserError(
-        f"all {len(fitted)} members of the grid diverged (their loss became NaN or infinite), down to the learning rate "
-        f"{smallest:g}. Lower the learning rates of the grid, or lengthen warmup_epochs."
+        f"all {len(fitted)} members of the grid diverged (their loss became NaN or infinite), down to the "
+        f"learning rate {smallest:g}. Lower the learning rates of the grid, or lengthen warmup_epochs."
     )

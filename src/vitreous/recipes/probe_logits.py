@@ -1,7 +1,7 @@
 """Logits from a probe's tensors alone: what `predict` needs is in the safetensors file.
 
-Which kind of probe it is follows from the names: ``layers.0.weight`` a linear or MLP head, ``knn.features`` nearest
-neighbours, ``prior.logits`` the majority floor. All arithmetic is in float64.
+Which kind of probe it is follows from the names: ``layers.0.weight`` a linear or MLP head, ``knn.features``
+nearest neighbours, ``prior.logits`` the majority floor. All arithmetic is in float64.
 
 Axes: N row, D feature, H unit, C class, M training row.
 """
@@ -60,32 +60,40 @@ def _batch_norm(parts: Tensors, x_NH: FloatArray) -> FloatArray:
 
 
 def _knn_logits(tensors: Tensors, x_ND: FloatArray) -> FloatArray:
-    """log((k·share + 1/C) / (k + 1)): one neighbour more, split evenly between the classes."""
     k, is_cosine = int(tensors["knn.k"][0]), bool(tensors["knn.is_cosine"][0])
     train_MD = np.asarray(tensors["knn.features"], dtype=np.float64)
     vote_MC = np.asarray(tensors["knn.votes"], dtype=np.float64)
-    num_classes = vote_MC.shape[1]
-    share_NC = np.empty((len(x_ND), num_classes))
-    for start in range(0, len(x_ND), _QUERY_ROWS):
-        near_NM = nearest_rows(x_ND[start : start + _QUERY_ROWS], train_MD, k, is_cosine=is_cosine)
-        votes_NC = vote_MC[near_NM].sum(axis=1)
-        share_NC[start : start + _QUERY_ROWS] = votes_NC / votes_NC.sum(axis=1, keepdims=True)
+    return vote_logits(vote_MC[nearest_rows(x_ND, train_MD, k, is_cosine=is_cosine)])
+
+
+def vote_logits(votes_NkC: FloatArray) -> FloatArray:
+    """log((k·share + 1/C) / (k + 1)), shape (N, C): one neighbour more, split evenly between the classes.
+
+    Args:
+        votes_NkC: of each neighbour; `share` is the weighted share of a class among them.
+    """
+    _, k, num_classes = votes_NkC.shape
+    votes_NC = votes_NkC.sum(axis=1)
+    share_NC = votes_NC / votes_NC.sum(axis=1, keepdims=True)
     logits_NC: FloatArray = np.log((k * share_NC + 1.0 / num_classes) / (k + 1.0))
     return logits_NC
 
 
-def nearest_rows(
-    x_ND: FloatArray, train_MD: FloatArray, k: int, *, is_cosine: bool
-) -> npt.NDArray[np.int64]:
+def nearest_rows(x_ND: FloatArray, train_MD: FloatArray, k: int, *, is_cosine: bool) -> npt.NDArray[np.int64]:
     """Indices of the k nearest training rows, nearest first, shape (N, k); on a tie the earlier row.
 
     Cosine distance is one minus the cosine; a row of zeros is at distance 1 from all.
     """
+    near_Nk = np.empty((len(x_ND), k), dtype=np.int64)
     if is_cosine:
-        distance_NM = -(_unit_rows(x_ND) @ _unit_rows(train_MD).T)
-    else:
-        distance_NM = (train_MD**2).sum(axis=1) - 2.0 * (x_ND @ train_MD.T)  # + |x|², equal for all of a row
-    return np.argsort(distance_NM, axis=1, kind="stable")[:, :k].astype(np.int64)
+        x_ND, train_MD = _unit_rows(x_ND), _unit_rows(train_MD)
+    length_M = (train_MD**2).sum(axis=1)
+    for start in range(0, len(x_ND), _QUERY_ROWS):
+        # squared distance less |x|², which is the same for all of a row; for unit rows it orders as the
+        # cosine does
+        distance_NM = length_M - 2.0 * (x_ND[start : start + _QUERY_ROWS] @ train_MD.T)
+        near_Nk[start : start + _QUERY_ROWS] = np.argsort(distance_NM, axis=1, kind="stable")[:, :k]
+    return near_Nk
 
 
 def _unit_rows(x_ND: FloatArray) -> FloatArray:

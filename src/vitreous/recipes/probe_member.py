@@ -21,8 +21,8 @@ class ProbeMember:
         learning_rate: peak of the schedule, > 0.
         weight_decay: decoupled, as in AdamW: a weight loses the share learning rate × weight decay per step.
             Biases and batch norm are not decayed.
-        dropout: share in [0, 1): of the standardised features for a linear head, of the units of each hidden layer
-            (not of the features) for an MLP.
+        dropout: share in [0, 1): of the standardised features for a linear head, of the units of each
+            hidden layer (not of the features) for an MLP.
         seed: names the streams of initial weights, row order and dropout.
         class_weights: see :func:`vitreous.recipes.class_weights.class_weight_vector`.
         hidden: widths of the hidden layers (ReLU); none is a linear head.
@@ -49,7 +49,9 @@ class ProbeMember:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden widths must be at least 1; got {self.hidden}.")
         if self.batch_norm and not self.hidden:
-            raise ValueError("batch_norm needs a hidden layer; a linear head has none. Set `hidden` or leave it out.")
+            raise ValueError(
+                "batch_norm needs a hidden layer; a linear head has none. Set `hidden` or leave it out."
+            )
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,16 @@ class ProbeSettings:
 
     Args:
         epochs: at most this many.
-        batch_size: rows per step; None takes all rows in one step, in table order. A remainder of one row joins
-            the batch before it.
-        warmup_epochs: the learning rate rises per step over these, then falls as a half cosine to zero at `epochs`.
-        patience: a member stops after this many epochs without a gain of more than `min_delta` in val balanced
-            accuracy per patient; None trains all epochs. The weights kept are those of the best epoch either way.
+        batch_size: rows per step; None takes all rows in one step, in table order. A remainder of one row
+            joins the batch before it.
+        warmup_epochs: the learning rate rises per step over these, then falls as a half cosine to zero at
+            `epochs`.
+        patience: a member stops after this many epochs without a gain of more than `min_delta` in val
+            balanced accuracy per patient; None trains all epochs. The weights kept are those of the best
+            epoch either way.
         label_smoothing: share of a row's target spread over all classes, in [0, 1).
-        max_member_bytes: bound on the memory that grows with the number of members; larger grids are trained in
-            consecutive parts (:func:`vitreous.recipes.probe_cost.estimate_probe_memory`).
+        max_member_bytes: bound on the memory that grows with the number of members; larger grids are
+            trained in consecutive parts (:func:`vitreous.recipes.probe_cost.estimate_probe_memory`).
     Raises:
         ValueError: a value outside its range.
     """
@@ -84,9 +88,13 @@ class ProbeSettings:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, or None for all rows; got {self.batch_size}.")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs must lie in 0…{self.epochs - 1} (epochs − 1); got {self.warmup_epochs}.")
+            raise ValueError(
+                f"warmup_epochs must lie in 0…{self.epochs - 1} (epochs − 1); got {self.warmup_epochs}."
+            )
         if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1, or None for no early stopping; got {self.patience}.")
+            raise ValueError(
+                f"patience must be at least 1, or None for no early stopping; got {self.patience}."
+            )
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
             raise ValueError(f"min_delta must be at least 0; got {self.min_delta}.")
         if not 0 <= self.label_smoothing < 1:
@@ -102,10 +110,11 @@ class FittedProbe:
     Args:
         member: its settings.
         best_epoch: from 1; the first epoch with the highest val score. 0 if the member diverged.
-        val_score: balanced accuracy per patient on val of the kept tensors, in [0, 1]; Undefined if it diverged.
+        val_score: balanced accuracy per patient on val of the kept tensors, in [0, 1]; Undefined if it
+            diverged.
         history: one row per epoch: epoch, learning_rate (of its last step), train_loss and
-            train_balanced_accuracy (running, in training mode, rows weighing 1 / volumes of their patient; the loss
-            also by class), val_loss, val_balanced_accuracy (per patient).
+            train_balanced_accuracy (running, in training mode, rows weighing 1 / volumes of their patient;
+            the loss also by class), val_loss, val_balanced_accuracy (per patient).
         tensors: weights and standardiser, ready for safetensors; empty if the member diverged.
         num_constant_features: features without spread in training, which are only centred.
         diverged_epoch: where the loss ceased to be finite, else None.
@@ -138,5 +147,7 @@ class FittedProbe:
             UserError: the member diverged, so there is nothing to predict with.
         """
         if self.diverged_epoch is not None:
-            raise UserError(f"{self.member} diverged in epoch {self.diverged_epoch}; lower its learning_rate.")
+            raise UserError(
+                f"{self.member} diverged in epoch {self.diverged_epoch}; lower its learning_rate."
+            )
         return probe_logits(self.tensors, features_ND)

@@ -12,10 +12,10 @@ from torch import Tensor
 class StackedAdamW:
     """``torch.optim.AdamW`` (β 0.9 and 0.999, ε 1e-8, decoupled decay) with a learning rate per member.
 
-    torch takes one learning rate per call. Adam's direction does not depend on it, so we step u = w / learning_rate
-    with the schedule's factor alone and write w = learning_rate · u back: all members are served by one fused call.
-    Weight decay takes the factor (1 − schedule · learning_rate · weight_decay), before the step as torch does. It acts on
-    layer weights; biases and batch norm are not decayed.
+    torch takes one learning rate per call. Adam's direction does not depend on it, so we step u = w /
+    learning_rate with the schedule's factor alone and write w = learning_rate · u back: all members are
+    served by one fused call. Weight decay takes the factor (1 − schedule · learning_rate · weight_decay),
+    before the step as torch does. It acts on layer weights; biases and batch norm are not decayed.
 
     Args:
         parameters: leaf tensors with the members along the first axis. Changed in place.
@@ -24,7 +24,10 @@ class StackedAdamW:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], learning_rates: Sequence[float], weight_decays: Sequence[float]
+        self,
+        parameters: Mapping[str, Tensor],
+        learning_rates: Sequence[float],
+        weight_decays: Sequence[float],
     ) -> None:
         first = next(iter(parameters.values()))
         self._rate_K = torch.tensor(learning_rates, dtype=torch.float64, device=first.device)

@@ -1,6 +1,7 @@
 """K heads of one architecture, trained as one: their parameters are stacked along the first axis.
 
-Axes: K member, G group of members that share their input, O and H units, C class, B row of a batch, D feature.
+Axes: K member, G group of members that share their input, O and H units, C class, B row of a batch, D
+feature.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class _SharedInputProduct(torch.autograd.Function):
         return result_KOB
 
     @staticmethod
-    def backward(ctx: Any, grad_KOB: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_KOB: Tensor) -> Any:
         inputs_BD = ctx.saved_tensors
         grad_KOD = grad_KOB.new_empty(ctx.shape)
         for begin, end, x_BD in _spans(ctx.sizes, inputs_BD):
@@ -60,8 +61,15 @@ class StackedHeads:
     """
 
     def __init__(
-        self, seeds: Sequence[int], *, num_features: int, hidden: Sequence[int], num_classes: int, batch_norm: bool,
-        dtype: torch.dtype, device: torch.device,
+        self,
+        seeds: Sequence[int],
+        *,
+        num_features: int,
+        hidden: Sequence[int],
+        num_classes: int,
+        batch_norm: bool,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         widths = [num_features, *hidden, num_classes]
         drawn = {seed: draw_initial_layers(seed, widths) for seed in sorted(set(seeds))}
@@ -92,12 +100,16 @@ class StackedHeads:
 
         Args:
             inputs_BD: one batch per group of members; `sizes` says how many members each serves, in order.
-            keep_KHB: training mode: per hidden layer what dropout multiplies with, or None for nothing; batch norm then
-                takes the statistics of the batch and updates its running ones. None is prediction mode.
+            keep_KHB: training mode: per hidden layer what dropout multiplies with, or None for nothing;
+                batch norm then takes the statistics of the batch and updates its running ones. None is
+                prediction mode.
         """
         is_training = keep_KHB is not None
         weight, bias = self._layer(0)
-        z_KHB = _SharedInputProduct.apply(weight, sizes, *inputs_BD) + bias[:, :, None]
+        product_KHB: Tensor = _SharedInputProduct.apply(  # type: ignore[no-untyped-call]
+            weight, sizes, *inputs_BD
+        )
+        z_KHB = product_KHB + bias[:, :, None]
         for layer in range(1, self.num_layers):
             h_KHB = F.relu(self._normalised(layer - 1, z_KHB, is_training))
             keep = keep_KHB[layer - 1] if keep_KHB is not None else None
@@ -121,10 +133,18 @@ class StackedHeads:
         if f"norms.{layer}.weight" not in self.parameters:
             return z_KHB
         norm = {part: self.parameters[f"norms.{layer}.{part}"].flatten() for part in ("weight", "bias")}
-        mean, var = (self.buffers[f"norms.{layer}.{part}"].view(-1) for part in ("running_mean", "running_var"))
+        mean, var = (
+            self.buffers[f"norms.{layer}.{part}"].view(-1) for part in ("running_mean", "running_var")
+        )
         # (1, K·H, B): to batch_norm, each unit of each member is a channel
         result_1JB = F.batch_norm(
-            z_KHB.flatten(0, 1)[None], mean, var, norm["weight"], norm["bias"],
-            training=is_training, momentum=_MOMENTUM, eps=BATCH_NORM_EPSILON,
+            z_KHB.flatten(0, 1)[None],
+            mean,
+            var,
+            norm["weight"],
+            norm["bias"],
+            training=is_training,
+            momentum=_MOMENTUM,
+            eps=BATCH_NORM_EPSILON,
         )
         return result_1JB[0].view_as(z_KHB)

@@ -1,0 +1,234 @@
+"""What a result must rise above: the majority class, shuffled labels, the columns of the table, simple
+statistics.
+
+The floor of shuffled labels is any recipe trained on :func:`shuffled_labels` of its training rows.
+
+Axes: N row (volume), D feature, C class, P participant.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import softmax
+
+from vitreous.core.errors import SampleError
+from vitreous.core.finding import Finding
+from vitreous.recipes.class_weights import ClassWeights, count_participants
+from vitreous.recipes.feature_set import FeatureSet, check_feature_sets, shuffled_labels
+from vitreous.recipes.patient_scores import PatientScorer
+from vitreous.recipes.references import FittedReference, fit_logistic_sweep
+from vitreous.recipes.selection import select_member
+
+__all__ = [
+    "ColumnEncoding", "FittedColumns", "fit_column_encoding", "fit_columns_floor", "fit_logistic_floor",
+    "fit_majority", "majority_logits", "shuffled_labels",
+]  # fmt: skip
+
+FloatArray = npt.NDArray[np.float64]
+FLOOR_CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_MOST_CATEGORIES = 50
+
+
+def majority_logits(
+    y_of_train_patients: npt.NDArray[np.int64], num_classes: int, num_rows: int
+) -> FloatArray:
+    """The logarithm of each class's share of training participants, the same for every row, shape (N, C).
+
+    Raises:
+        SampleError: a class has no training participant.
+
+    >>> majority_logits(np.array([0, 0, 0, 1]), 2, 1).round(3).tolist()
+    [[-0.288, -1.386]]
+    """
+    counts_C = count_participants(y_of_train_patients, num_classes)
+    return np.tile(np.log(counts_C / counts_C.sum()), (num_rows, 1))
+
+
+def fit_majority(train: FeatureSet, val: FeatureSet, *, num_classes: int) -> FittedReference:
+    """The floor that says the most frequent class of training participants to everybody."""
+    check_feature_sets(train, val, num_classes)
+    logits_NC = majority_logits(train.per_participant()[1], num_classes, len(val.y_N))
+    score = PatientScorer(val, num_classes).balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0]
+    return FittedReference({}, float(score), {"prior.logits": logits_NC[0]})
+
+
+def fit_logistic_floor(
+    train: FeatureSet,
+    val: FeatureSet,
+    *,
+    num_classes: int,
+    class_weights: ClassWeights = "balanced",
+    Cs: Sequence[float] = FLOOR_CS,
+) -> FittedReference:
+    """Logistic regression with the C that is best on val: for pixel statistics and whatever else an encoder
+    must beat.
+
+    On a tie the smallest C, the strongest penalty.
+    """
+    fitted = fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
+    chosen = select_member(fitted, [reference.val_score for reference in fitted])
+    return fitted[chosen.member_idx[0]]
+
+
+@dataclass(frozen=True)
+class ColumnEncoding:
+    """How columns of a table become features, fitted on training rows.
+
+    Args:
+        numeric: name → mean over training rows, which stands for a missing value; a second feature says
+            "missing" where training rows miss some.
+        with_missing: the numeric columns that have that second feature.
+        categories: name → values seen in training, one feature each; a missing value is the category "". A
+            value not seen in training has zeros in all of them.
+    """
+
+    numeric: dict[str, float]
+    with_missing: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]
+
+    @property
+    def feature_names(self) -> list[str]:
+        """One name per feature, such as ``age`` or ``clinical_site=UW``."""
+        names = []
+        for column in self.numeric:
+            names += [column, *([f"{column} missing"] if column in self.with_missing else [])]
+        return names + [f"{column}={value}" for column, values in self.categories.items() for value in values]
+
+    def features(self, table: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """Features of shape (N, D).
+
+        Raises:
+            SampleError: the table lacks a column, or a numeric column holds text.
+        """
+        _check_columns(table, [*self.numeric, *self.categories])
+        features: list[npt.NDArray[np.float64]] = []
+        for column, mean in self.numeric.items():
+            values_N = _numeric_values(table[column])
+            features.append(np.where(np.isnan(values_N), mean, values_N))
+            if column in self.with_missing:
+                features.append(np.isnan(values_N).astype(np.float64))
+        for column, values in self.categories.items():
+            texts_N = _text_values(table[column])
+            features += [(texts_N == value).astype(np.float64) for value in values]
+        return np.stack(features, axis=1).astype(np.float32)
+
+    def count_unseen(self, table: pd.DataFrame) -> dict[str, int]:
+        """Rows per categorical column whose value training never saw; columns without any are left out."""
+        unseen = {
+            c: int((~np.isin(_text_values(table[c]), values)).sum()) for c, values in self.categories.items()
+        }
+        return {column: count for column, count in unseen.items() if count}
+
+
+@dataclass(frozen=True)
+class FittedColumns:
+    """The floor of the table's columns.
+
+    Args:
+        reference: logistic regression on the encoded columns.
+        findings: values of val that training never saw.
+    """
+
+    encoding: ColumnEncoding
+    reference: FittedReference
+    findings: tuple[Finding, ...]
+
+    def predict_logits(self, table: pd.DataFrame) -> FloatArray:
+        """Logits of shape (N, C), one row per row of the table."""
+        return self.reference.predict_logits(self.encoding.features(table))
+
+
+def fit_column_encoding(table: pd.DataFrame, columns: Sequence[str]) -> ColumnEncoding:
+    """Numbers stay numbers (booleans too); everything else is one feature per value.
+
+    Raises:
+        SampleError: no columns; a column is missing from the table, has no value at all, or has more than
+            50 values as text (it names rows rather than groups).
+    """
+    if not columns:
+        raise SampleError("the floor of columns needs at least one column; name some or take the floor off.")
+    _check_columns(table, columns)
+    numeric, with_missing, categories = {}, [], {}
+    for column in columns:
+        series = table[column]
+        if series.isna().all():
+            raise SampleError(
+                f"column {column!r} has no value in the training rows; leave it out of the floor."
+            )
+        if pd.api.types.is_numeric_dtype(series):
+            values_N = _numeric_values(series)
+            numeric[column] = float(np.nanmean(values_N))
+            if np.isnan(values_N).any():
+                with_missing.append(column)
+            continue
+        values = tuple(np.unique(_text_values(series)).tolist())
+        if len(values) > _MOST_CATEGORIES:
+            raise SampleError(
+                f"column {column!r} has {len(values)} values as text, more than {_MOST_CATEGORIES}: it names "
+                "rows rather than groups. Leave it out of the floor."
+            )
+        categories[column] = values
+    return ColumnEncoding(numeric, tuple(with_missing), categories)
+
+
+def fit_columns_floor(
+    train_table: pd.DataFrame,
+    val_table: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    num_classes: int,
+    class_weights: ClassWeights = "balanced",
+    Cs: Sequence[float] = FLOOR_CS,
+) -> FittedColumns:
+    """What the columns alone (site, device, age) say about the class: logistic regression, C chosen on val.
+
+    Args:
+        train_table, val_table: rows of a cohort with `y`, `patient_id` and `weight` beside `columns`.
+        columns: never the label itself.
+    Raises:
+        SampleError: see :func:`fit_column_encoding`; or `columns` names the label or the patient.
+    """
+    if forbidden := {"y", "patient_id", "weight", "split"} & set(columns):
+        raise SampleError(
+            f"the floor of columns may not use {sorted(forbidden)}; name columns such as site or age."
+        )
+    encoding = fit_column_encoding(train_table, columns)
+    train, val = _feature_set(train_table, encoding), _feature_set(val_table, encoding)
+    reference = fit_logistic_floor(train, val, num_classes=num_classes, class_weights=class_weights, Cs=Cs)
+    findings = tuple(
+        Finding(
+            "unseen_category", "info", f"Column {column} has values in val that training never saw.",
+            f"{count} of {len(val_table)} rows", "The floor judges these rows by their other columns.",
+        )
+        for column, count in encoding.count_unseen(val_table).items()
+    )  # fmt: skip
+    return FittedColumns(encoding, reference, findings)
+
+
+def _feature_set(table: pd.DataFrame, encoding: ColumnEncoding) -> FeatureSet:
+    _check_columns(table, ["y", "patient_id", "weight"])
+    return FeatureSet(
+        encoding.features(table),
+        table["y"].to_numpy(dtype=np.int64),
+        table["patient_id"].to_numpy(dtype=np.str_),
+        table["weight"].to_numpy(dtype=np.float64),
+    )
+
+
+def _check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    if missing := [column for column in columns if column not in table.columns]:
+        raise SampleError(f"the table lacks the columns {missing}; it has {list(table.columns)}.")
+
+
+def _numeric_values(series: "pd.Series[Any]") -> FloatArray:
+    if not pd.api.types.is_numeric_dtype(series) and not series.isna().all():
+        raise SampleError(f"column {series.name!r} holds numbers in training but text here.")
+    return np.asarray(series.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+
+
+def _text_values(series: "pd.Series[Any]") -> npt.NDArray[np.str_]:
+    return series.astype("string").fillna("").to_numpy(dtype=np.str_)

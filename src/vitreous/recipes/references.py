@@ -1,0 +1,162 @@
+"""Plain references on kept features: logistic regression and nearest neighbours, with the face of a fitted
+probe.
+
+Axes: N row (volume), M training row, D feature, C class.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from vitreous.recipes.class_weights import ClassWeights, class_weight_vector
+from vitreous.recipes.feature_set import FeatureSet, check_feature_sets
+from vitreous.recipes.patient_scores import PatientScorer
+from vitreous.recipes.probe_logits import nearest_rows, probe_logits, vote_logits
+from vitreous.recipes.standardiser import fit_standardiser
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FittedReference:
+    """One fitted reference; nothing about it is random.
+
+    Args:
+        member: its settings by name.
+        val_score: balanced accuracy per patient on val, in [0, 1].
+        tensors: ready for safetensors. Those of nearest neighbours hold the training features: patient data.
+        num_constant_features: features without spread in training.
+        converged: False if the solver stopped at its last iteration.
+        history: empty; it has no epochs.
+    """
+
+    member: dict[str, Any]
+    val_score: float
+    tensors: dict[str, npt.NDArray[Any]] = field(repr=False)
+    num_constant_features: int = 0
+    converged: bool = True
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
+    best_epoch: int = 0
+    diverged_epoch: int | None = None
+    seed: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is chosen between."""
+        return self.member
+
+    def predict_logits(self, features_ND: npt.NDArray[Any]) -> FloatArray:
+        """Logits of shape (N, C) for features that are not standardised."""
+        return probe_logits(self.tensors, features_ND)
+
+
+def fit_logistic_sweep(
+    train: FeatureSet,
+    val: FeatureSet,
+    Cs: Sequence[float],
+    *,
+    num_classes: int,
+    class_weights: ClassWeights = "none",
+    max_iterations: int = 1000,
+    tolerance: float = 1e-4,
+) -> list[FittedReference]:
+    """Multinomial logistic regression with an L2 penalty, one per C, on standardised features.
+
+    Minimises C · Σ weight · cross-entropy + ½ ‖w‖² by L-BFGS, with the weights class weight × 1 / (volumes
+    of the patient) and no penalty on the intercept, so that C means the same however many volumes a patient
+    has.
+
+    Args:
+        Cs: inverse penalties, > 0.
+    Raises:
+        SampleError, ValueError: as :func:`vitreous.recipes.feature_set.check_feature_sets`, or a wrong C.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    check_feature_sets(train, val, num_classes)
+    if not Cs or any(not (np.isfinite(C) and C > 0) for C in Cs):
+        raise ValueError(f"Cs must be positive and finite, at least one; got {list(Cs)}.")
+    class_weight_C = class_weight_vector(class_weights, train.per_participant()[1], num_classes)
+    standardiser = fit_standardiser(train.features_ND, train.weight_N)
+    x_ND, weight_N = standardiser.apply(train.features_ND), train.weight_N * class_weight_C[train.y_N]
+    scorer = PatientScorer(val, num_classes)
+    fitted = []
+    for C in Cs:
+        model = LogisticRegression(C=C, solver="lbfgs", max_iter=max_iterations, tol=tolerance)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
+            model.fit(x_ND, train.y_N, sample_weight=weight_N)
+        weight_CD, bias_C = model.coef_, model.intercept_
+        if num_classes == 2:  # one row, for class 1 against class 0
+            weight_CD = np.concatenate([np.zeros_like(weight_CD), weight_CD])
+            bias_C = np.concatenate([np.zeros_like(bias_C), bias_C])
+        tensors = standardiser.tensors() | {"layers.0.weight": weight_CD, "layers.0.bias": bias_C}
+        fitted.append(FittedReference(
+            {"C": float(C), "class_weights": class_weights},
+            _score(scorer, probe_logits(tensors, val.features_ND)), tensors, standardiser.num_constant,
+            converged=bool((model.n_iter_ < max_iterations).all()),
+        ))  # fmt: skip
+    return fitted
+
+
+def fit_knn_sweep(
+    train: FeatureSet,
+    val: FeatureSet,
+    ks: Sequence[int],
+    *,
+    num_classes: int,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    class_weights: ClassWeights = "none",
+) -> list[FittedReference]:
+    """Vote of the k nearest training volumes on standardised features, one per k.
+
+    A vote weighs class weight × 1 / (volumes of the patient). The logits are the logarithm of the shares of
+    the vote after one neighbour more, split evenly between the classes, has voted, so that no class has
+    probability zero. The tensors hold the training features in float32.
+
+    Args:
+        ks: neighbours, from 1 to the number of training rows.
+    Raises:
+        SampleError, ValueError: as :func:`vitreous.recipes.feature_set.check_feature_sets`, or a wrong k or
+        metric.
+    """
+    check_feature_sets(train, val, num_classes)
+    if not ks or any(not 1 <= k <= len(train.y_N) for k in ks):
+        raise ValueError(f"ks must lie in 1…{len(train.y_N)} (training rows), at least one; got {list(ks)}.")
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f"metric must be 'cosine' or 'euclidean'; got {metric!r}.")
+    class_weight_C = class_weight_vector(class_weights, train.per_participant()[1], num_classes)
+    standardiser = fit_standardiser(train.features_ND, train.weight_N)
+    train_MD = standardiser.apply(train.features_ND).astype(np.float32)
+    vote_MC = np.eye(num_classes)[train.y_N] * (train.weight_N * class_weight_C[train.y_N])[:, None]
+    scorer = PatientScorer(val, num_classes)
+    near_Nk = nearest_rows(
+        standardiser.apply(val.features_ND),
+        train_MD.astype(np.float64),
+        max(ks),
+        is_cosine=metric == "cosine",
+    )
+    return [
+        FittedReference(
+            {"k": int(k), "metric": metric, "class_weights": class_weights},
+            _score(scorer, vote_logits(vote_MC[near_Nk[:, :k]])),
+            standardiser.tensors() | {
+                "knn.features": train_MD,
+                "knn.votes": vote_MC,
+                "knn.k": np.array([k], dtype=np.int64),
+                "knn.is_cosine": np.array([metric == "cosine"], dtype=np.uint8),
+            },
+            standardiser.num_constant,
+        )
+        for k in ks
+    ]  # fmt: skip
+
+
+def _score(scorer: PatientScorer, logits_NC: FloatArray) -> float:
+    return float(scorer.balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0])
