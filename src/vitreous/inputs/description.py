@@ -15,8 +15,8 @@ def volume_statistics(volume: Volume) -> dict[str, float | int | None]:
     """Shape, spacing and values of one volume as a flat row.
 
     Returns:
-        ``depth, height, width`` (voxels), ``spacing_d_mm, spacing_h_mm, spacing_w_mm`` (None where unknown), and
-        ``min, mean, max, std`` of the rescaled values (population standard deviation).
+        ``depth, height, width`` (voxels), ``spacing_d_mm, spacing_h_mm, spacing_w_mm`` (None where unknown),
+        and ``min, mean, max, std`` of the rescaled values (population standard deviation).
     """
     depth, height, width = volume.voxels_DHW.shape
     spacing_mm = volume.spacing_mm or (None, None, None)

@@ -1,8 +1,9 @@
 """DICOM files as volumes: one multi-frame (or single-frame) grey image, rescaled and in spatial order.
 
-Axes: D frame, H row, W column. Values are `slope * stored + intercept`, per frame where the file says so. MONOCHROME1 is inverted
-within the range that the stored bits can hold: `low + high - value`, with `low` and `high` the ends of that range after the
-rescale (which equals inverting the stored value first). Stored integers above 2^24 are rounded to float32.
+Axes: D frame, H row, W column. Values are `slope * stored + intercept`, per frame where the file says so.
+MONOCHROME1 is inverted within the range that the stored bits can hold: `low + high - value`, with `low` and
+`high` the ends of that range after the rescale (which equals inverting the stored value first). Stored
+integers above 2^24 are rounded to float32.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ def decode_dicom(path: Path, *, declared: DeclaredAxes, max_bytes: int, is_headl
         declared: its spacing is used where the file states none.
         is_headless: the file lacks the preamble; it counts as DICOM only if it parses strictly as an image.
     Raises:
-        InputError: the file is damaged, holds no grey image, declares more than `max_bytes`, or cannot be decoded.
+        InputError: the file is damaged, holds no grey image, declares more than `max_bytes`, or cannot be
+            decoded.
     """
     size = path.stat().st_size
     if size > max_bytes:

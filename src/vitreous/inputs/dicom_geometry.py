@@ -1,7 +1,8 @@
 """Where the frames of a DICOM file lie and what their values mean: order, spacing, rescale.
 
-Per-frame values come from the per-frame functional groups, else from the shared ones, else from the top level. Lengths in mm.
-Source: DICOM PS3.3, C.7.6.16 (multi-frame functional groups) and C.8.17.10 (ophthalmic frame location).
+Per-frame values come from the per-frame functional groups, else from the shared ones, else from the top
+level. Lengths in mm. Source: DICOM PS3.3, C.7.6.16 (multi-frame functional groups) and C.8.17.10 (ophthalmic
+frame location).
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ class FrameGroups:
         per_frame = elements.get("PerFrameFunctionalGroupsSequence") or []
         if len(per_frame) not in (0, num_frames):
             raise InputError(
-                f"the DICOM header declares {num_frames} frames and describes {len(per_frame)} in its per-frame groups."
+                f"the DICOM header declares {num_frames} frames and describes {len(per_frame)} in its "
+                "per-frame groups."
             )
         self.num_frames = num_frames
         self._top = elements
@@ -131,9 +133,9 @@ def frame_rescale(groups: FrameGroups) -> Rescale:
 def frame_geometry(groups: FrameGroups) -> FrameGeometry:
     """Order the frames by position and find the spacing; nothing is guessed.
 
-    Order: along the normal of the planes; else by position in the stack; else by the scan lines of an ophthalmic scan on its
-    reference image (from its top, for lines from left to right); else as stored. Slice distance:
-    SpacingBetweenSlices, else the distance of the positions if even, else SliceThickness.
+    Order: along the normal of the planes; else by position in the stack; else by the scan lines of an
+    ophthalmic scan on its reference image (from its top, for lines from left to right); else as stored. Slice
+    distance: SpacingBetweenSlices, else the distance of the positions if even, else SliceThickness.
 
     Raises:
         InputError: frames share places, so that the file holds more than one volume.
@@ -151,7 +153,8 @@ def frame_geometry(groups: FrameGroups) -> FrameGeometry:
     num_places = 1 + int(np.sum(np.diff(places[order]) >= _SAME_PLACE))
     if num_places != groups.num_frames:
         raise InputError(
-            f"the {groups.num_frames} frames lie at {num_places} places ({source}): the file holds more than one volume."
+            f"the {groups.num_frames} frames lie at {num_places} places ({source}): the file holds more "
+            "than one volume."
         )
     rank = np.empty(groups.num_frames, dtype=np.int64)
     rank[order] = np.arange(groups.num_frames)

@@ -1,4 +1,4 @@
-"""The part of a DICOM file before its pixel data: read strictly, without the elements that name the patient."""
+"""The part of a DICOM file before its pixel data, without the elements that name the patient."""
 
 import struct
 import zlib
@@ -29,7 +29,8 @@ from vitreous.inputs.library_messages import without_values
 _KEYWORDS = (
     "SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "ImageOrientationPatient",
+    "ModalityLUTSequence", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "
+    ""ImageOrientationPatient",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 )  # fmt: skip
@@ -66,7 +67,7 @@ class DicomHeader:
 
 @contextmanager
 def damage_as_input_error(what: str) -> Iterator[None]:
-    """Turn what pydicom raises on damaged bytes into one InputError, without values that may be the patient's."""
+    """What pydicom raises on damaged bytes becomes one InputError, without values of the patient."""
     try:
         yield
     except DAMAGE as error:
@@ -118,7 +119,8 @@ def _read_headless(data: bytes) -> DicomHeader:
         is_image = False
     if not is_image:
         raise InputError(
-            "the content is of an unknown format: it begins like a DICOM dataset without preamble, but does not "
+            "the content is of an unknown format: it begins like a DICOM dataset without preamble, but "
+            "does not "
             "parse as an image. It may be truncated."
         )
     return header
@@ -131,7 +133,8 @@ def _read_deflated(deflated: bytes, max_bytes: int) -> DicomHeader:
         raise InputError("the deflated DICOM dataset is truncated: its stream has no end.")
     if not stream.eof:
         raise InputError(
-            f"the deflated DICOM dataset inflates beyond the {max_bytes:,} bytes allowed. Check the file, or allow "
+            f"the deflated DICOM dataset inflates beyond the {max_bytes:,} bytes allowed. Check the file, "
+            "or allow "
             "more bytes per volume."
         )
     file = BytesIO(data)
@@ -145,8 +148,12 @@ def _refuse_without_pixels(elements: Dataset, position: int, num_bytes: int) -> 
     if num_bytes - position >= _ELEMENT_HEAD_BYTES:
         return
     kept = [elements.get_item(tag) for tag in elements._dict]
-    is_cut = not kept or position > num_bytes or any(_is_cut(element) for element in kept)
-    if is_cut:
+    if not kept:
+        raise InputError(
+            "the DICOM file holds no image: none of its elements describes one (it may be a DICOMDIR, or "
+            "cut short)."
+        )
+    if position > num_bytes or any(_is_cut(element) for element in kept):
         raise InputError("the DICOM file is truncated: it ends inside its header, before any pixel data.")
     raise InputError("the DICOM file holds no pixel data.")
 

@@ -43,7 +43,7 @@ _NATIVE = (
     DeflatedExplicitVRLittleEndian,
 )
 
-#: Transfer syntax → pydicom's decoding plugins that may be used, the first one installed is; always named to pydicom.
+#: Transfer syntax → pydicom's decoding plugins that may be used; the first one installed is named to it.
 _PLUGINS: dict[UID, tuple[str, ...]] = {
     RLELossless: ("pylibjpeg",),
     JPEGBaseline8Bit: ("pillow",),
@@ -58,7 +58,8 @@ _PLUGINS: dict[UID, tuple[str, ...]] = {
     HTJ2KLosslessRPCL: ("pylibjpeg",),
     HTJ2K: ("pylibjpeg",),
 }
-#: JPEG extended with 12 bits: only pylibjpeg-libjpeg (GPLv3) can; Vitreous uses it where the user has installed it.
+#: JPEG extended with 12 bits: only pylibjpeg-libjpeg (GPLv3) can; Vitreous uses it where the user has
+#: installed it.
 _PLUGINS_12BIT = ("pylibjpeg",)
 _PACKAGES = {
     "gdcm": "python-gdcm",
@@ -116,7 +117,8 @@ def pixel_layout(header: DicomHeader) -> PixelLayout:
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or samples != 1:
         raise InputError(
             f"the DICOM image is not grey: {samples} samples per pixel, photometric interpretation "
-            f"{photometric or 'not stated'}; a volume is read from MONOCHROME1 or MONOCHROME2 with one sample."
+            f"{photometric or 'not stated'}; a volume is read from MONOCHROME1 or MONOCHROME2 with one "
+            "sample."
         )
     if "ModalityLUTSequence" in elements:
         raise InputError(
@@ -175,7 +177,8 @@ def iterate_frames(
     """Decode the frames in stored order, each (H, W), holding one decoded frame at a time.
 
     Raises:
-        InputError: the syntax cannot be decoded here, or bytes and header disagree on size or number of frames.
+        InputError: the syntax cannot be decoded here, or bytes and header disagree on size or number of
+            frames.
     """
     syntax = header.transfer_syntax
     options: dict[str, Any] = {
@@ -190,10 +193,7 @@ def iterate_frames(
                 f"the DICOM pixel data is in fragments, yet the transfer syntax is {syntax.name}."
             )
         _check_native_length(element, layout)
-        # a view, so that a frame whose bits need no correction is not copied before it is rescaled
-        decoded = get_decoder(syntax).iter_array(
-            element.value, raw=True, validate=False, view_only=True, **options
-        )
+        decoded = get_decoder(syntax).iter_array(element.value, raw=True, validate=False, **options)
     else:
         plugin = _decoding_plugin(syntax, layout)
         if not element.is_encapsulated:
@@ -237,12 +237,14 @@ def _check_native_length(element: PixelElement, layout: PixelLayout) -> None:
     expected, actual = -(-layout.num_frames * bits_per_frame // 8), len(element.value)
     if actual < expected:
         raise InputError(
-            f"the DICOM pixel data is truncated: {actual:,} bytes for the {expected:,} that the header declares."
+            f"the DICOM pixel data is truncated: {actual:,} bytes for the {expected:,} that the header "
+            "declares."
         )
     # a pad byte or some rest is harmless; a whole frame more is not what the header claims
     if (actual - expected) * 8 >= max(bits_per_frame, 16):
         raise InputError(
-            f"the DICOM pixel data is not what its header claims: {actual:,} bytes, where {layout.num_frames} frames take "
+            f"the DICOM pixel data is not what its header claims: {actual:,} bytes, where "
+            f"{layout.num_frames} frames take "
             f"{expected:,}."
         )
 
@@ -250,7 +252,7 @@ def _check_native_length(element: PixelElement, layout: PixelLayout) -> None:
 def _check_encoded_frames(
     encoded: bytes, layout: PixelLayout, syntax: UID, extended_offsets: tuple[bytes, bytes] | None
 ) -> None:
-    """A compressed frame states its own size; a decoder would allocate that one, so it must be the header's."""
+    """A compressed frame states its own size, which a decoder would allocate: it must be the header's."""
     num_frames = 0
     for frame in generate_frames(
         encoded, number_of_frames=layout.num_frames, extended_offsets=extended_offsets
@@ -261,11 +263,13 @@ def _check_encoded_frames(
         size = _j2k_size(frame) if syntax in JPEG2000TransferSyntaxes else _jpeg_size(frame)
         if size is None:
             raise InputError(
-                f"frame {num_frames} of the DICOM pixel data is not what the transfer syntax {syntax.name} claims."
+                f"frame {num_frames} of the DICOM pixel data is not what the transfer syntax {syntax.name} "
+                "claims."
             )
         if size != (layout.rows, layout.columns, 1):
             raise InputError(
-                f"frame {num_frames} of the DICOM pixel data says it has {size[0]} rows, {size[1]} columns and {size[2]} "
+                f"frame {num_frames} of the DICOM pixel data says it has {size[0]} rows, {size[1]} columns "
+                f"and {size[2]} "
                 f"components; the header says {layout.rows} rows, {layout.columns} columns and 1."
             )
     if num_frames != layout.num_frames:
@@ -275,7 +279,7 @@ def _check_encoded_frames(
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components of a JPEG or JPEG-LS stream, from its frame header (SOF); None without one."""
+    """Rows, columns and components of a JPEG or JPEG-LS stream, from its frame header (SOF)."""
     if frame[:2] != b"\xff\xd8":
         return None
     at = 2

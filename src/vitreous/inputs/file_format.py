@@ -66,11 +66,13 @@ def recognise_format(path: Path) -> FileFormat:
     )
     if suffix is not None and found not in _PROMISES[suffix]:
         raise InputError(
-            f"the file is not what it claims: its name ends in {suffix}, its content is {found or _describe(head)}."
+            f"the file is not what it claims: its name ends in {suffix}, its content is "
+            f"{found or _describe(head)}."
         )
     if found is None:
         raise InputError(
-            f"the content is {_describe(head)}, which is no volume; supported are DICOM, NIfTI (.nii, .nii.gz), NPY and NPZ."
+            f"the content is {_describe(head)}, which is no volume; supported are DICOM, NIfTI (.nii, "
+            ".nii.gz), NPY and NPZ."
         )
     return found
 

@@ -1,7 +1,8 @@
-"""Warnings and log lines of the reading libraries, caught per thread, so that they become facts of the volume.
+"""Warnings and log lines of the reading libraries, caught per thread: they become facts of the volume.
 
-`warnings.catch_warnings` changes state of the whole process and is not safe in a thread pool; here the process-wide part
-is one filter and one hook, installed while any thread is reading, and the messages go to the reading thread alone.
+`warnings.catch_warnings` changes state of the whole process and is not safe in a thread pool; here the
+process-wide part is one filter and one hook, installed while any thread is reading, and the messages go to
+the reading thread alone.
 """
 
 import logging
@@ -12,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-#: Loggers of pydicom, its decoding plugins and nibabel; each says on `warning` what it says as a Python warning too.
+#: Loggers of pydicom and its decoding plugins; most say there what they say as a Python warning too.
 _LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg._openjpeg", "openjpeg.utils",
             "jpeg_ls._CharLS", "PIL.Image", "PIL.ImageFile")  # fmt: skip
 _MODULES = r"(pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|PIL|nibabel)(\.|$)"
 _CATEGORIES = (UserWarning, RuntimeWarning)
 
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_QUOTED = re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"")  # not the apostrophe of a word
 _MAX_LENGTH = 160
 
 
@@ -47,8 +48,8 @@ _show_elsewhere = warnings.showwarning
 def library_messages() -> Iterator[list[str]]:
     """Collect what the reading libraries have to say in this thread, each message once.
 
-    Quoted values are cut out of the messages, since a quoted value may be one of the patient's. Deprecation warnings
-    are not caught: they are for developers. Blocks may nest; the inner one collects.
+    Quoted values are cut out of the messages, since a quoted value may be one of the patient's. Deprecation
+    warnings are not caught: they are for developers. Blocks may nest; the inner one collects.
     """
     before, _reader.messages = _reader.messages, []
     _install()

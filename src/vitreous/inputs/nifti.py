@@ -1,9 +1,10 @@
 """NIfTI-1 and NIfTI-2 files (.nii, .nii.gz) as volumes.
 
-Axes: the nearest anatomical axes of the file's affine decide. D inferior → superior, H posterior → anterior, W left → right,
-whatever the order in the file; so flipped or permuted copies of an image, with their affines, give equal volumes. (DICOM's axial
-rows run the other way, to posterior, and its columns to the left.) A file that states no orientation (sform_code and qform_code are
-0) needs the study's `data.axes`, read as the order of the file's i, j, k.
+Axes: the nearest anatomical axes of the file's affine decide. D inferior → superior, H posterior → anterior,
+W left → right, whatever the order in the file; so flipped or permuted copies of an image, with their affines,
+give equal volumes. (DICOM's axial rows run the other way, to posterior, and its columns to the left.) A file
+that states no orientation (sform_code and qform_code are 0) needs the study's `data.axes`, read as the order
+of the file's i, j, k.
 """
 
 import gzip
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from nibabel import orientations
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
-from nibabel import orientations
 from nibabel.spatialimages import HeaderDataError
 
 from vitreous.core.errors import InputError
@@ -46,8 +47,8 @@ def decode_nifti(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volum
     Args:
         declared: axes where the file states no orientation; spacing where its unit of length is unknown.
     Raises:
-        InputError: the file is damaged, has several time points or no grey values, does not state orientation or unit, or
-            declares more than `max_bytes`.
+        InputError: the file is damaged, has several time points or no grey values, does not state orientation
+            or unit, or declares more than `max_bytes`.
     """
     with library_messages() as messages:
         try:
@@ -80,11 +81,11 @@ def _is_gzipped(path: Path) -> bool:
 
 def _read_header(file: Any, messages: list[str]) -> Any:
     block = file.read(_NIFTI2_BYTES)
-    kind, length = (
-        (Nifti2Header, _NIFTI2_BYTES) if block[4:12] == _NIFTI2_MAGIC else (Nifti1Header, _NIFTI1_BYTES)
-    )
+    is_nifti2 = block[4:12] == _NIFTI2_MAGIC
+    length = _NIFTI2_BYTES if is_nifti2 else _NIFTI1_BYTES
     if len(block) < length:
         raise InputError(f"the NIfTI file is truncated: {len(block)} bytes, less than a header.")
+    kind: Any = Nifti2Header if is_nifti2 else Nifti1Header
     header = kind(block[:length], check=False)
     # a logger of our own: nibabel's writes to the terminal
     logger = logging.Logger("vitreous.inputs.nifti", level=logging.WARNING)
@@ -114,7 +115,8 @@ def _read_values(file: Any, header: Any, max_bytes: int) -> npt.NDArray[np.gener
         shape = shape[:-1]
     if len(shape) > 3:
         raise InputError(
-            f"the NIfTI file holds {prod(shape[3:])} volumes (shape {shape}): time points or channels; give one volume per file."
+            f"the NIfTI file holds {prod(shape[3:])} volumes (shape {shape}): time points or channels; "
+            "give one volume per file."
         )
     shape += (1,) * (3 - len(shape))
     check_declared_size(shape, bytes_per_value=dtype.itemsize, max_bytes=max_bytes)
@@ -133,7 +135,7 @@ def _read_values(file: Any, header: Any, max_bytes: int) -> npt.NDArray[np.gener
 
 
 def _rescaled(stored_IJK: npt.NDArray[np.generic], header: Any) -> npt.NDArray[np.float32]:
-    """Values after scl_slope and scl_inter; as stored where the slope is 0 or not a number, as the standard says."""
+    """Values after scl_slope and scl_inter; as stored where the slope is 0, as the standard says."""
     slope, intercept = header.get_slope_inter()
     with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused with the whole volume
         if slope in (None, 1.0) and intercept in (None, 0.0):
@@ -151,7 +153,8 @@ def _oriented(
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         if declared.axes is None:
             raise InputError(
-                "the NIfTI file states no orientation (sform_code and qform_code are 0); set the study key data.axes to the order of "
+                "the NIfTI file states no orientation (sform_code and qform_code are 0); set the study key "
+                "data.axes to the order of "
                 "its axes i, j, k, e.g. `data.axes: WHD`."
             )
         order = declared.transpose_to_DHW()
@@ -160,20 +163,20 @@ def _oriented(
     columns_mm = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.all(np.isfinite(affine)) or columns_mm.min() <= 0 or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise InputError("the NIfTI file's orientation (affine) is singular or not finite.")
-    orientation = orientations.io_orientation(affine)
-    canonical_RAS = orientations.apply_orientation(values_IJK, orientation)
+    nibabel: Any = orientations  # its functions are untyped
+    orientation = nibabel.io_orientation(affine)
+    canonical_RAS = nibabel.apply_orientation(values_IJK, orientation)
     source = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0)]
     return np.ascontiguousarray(canonical_RAS.transpose(2, 1, 0)), "affine", (source[0], source[1], source[2])
 
 
-def _spacing(
-    header: Any, order: tuple[int, int, int], declared: DeclaredAxes
-) -> tuple[Spacing | None, str]:
+def _spacing(header: Any, order: tuple[int, int, int], declared: DeclaredAxes) -> tuple[Spacing | None, str]:
     unit = header.get_xyzt_units()[0]
     if unit not in _MM_PER_UNIT:
         if declared.spacing_mm is None:
             raise InputError(
-                "the NIfTI file does not say the unit of its spacing (xyzt_units is unknown); set the study key data.spacing_mm, "
+                "the NIfTI file does not say the unit of its spacing (xyzt_units is unknown); set the "
+                "study key data.spacing_mm, "
                 "e.g. `data.spacing_mm: [1.0, 1.0, 1.0]` along D, H, W."
             )
         return declared.spacing_mm, "study"

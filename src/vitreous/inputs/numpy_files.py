@@ -1,6 +1,7 @@
 """NPY and NPZ files as volumes. They say neither their axes nor their spacing: the study must.
 
-Axes: N volume of an array that stacks several; the other three are D, H, W in the order that the study declares.
+Axes: N volume of an array that stacks several; the other three are D, H, W in the order that the study
+declares.
 """
 
 import threading
@@ -35,8 +36,8 @@ def decode_npy(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volume:
     """Read a .npy file of three axes as one volume.
 
     Raises:
-        InputError: the file is damaged, not of numbers, has not three axes, the study declares no axes, or it takes more
-            than `max_bytes`.
+        InputError: the file is damaged, not of numbers, has not three axes, the study declares no axes, or it
+            takes more than `max_bytes`.
     """
     with path.open("rb") as file:
         shape, dtype, is_fortran = _read_npy_header(file)
@@ -52,7 +53,8 @@ def decode_only_array(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> 
     """Read a .npz file that holds exactly one array, of three axes.
 
     Raises:
-        InputError: it holds several arrays (which one must then be stated), or the array cannot be read as a volume.
+        InputError: it holds several arrays (which one must then be stated), or the array cannot be read as a
+            volume.
     """
     arrays = NpzArrays(path, declared, max_bytes=max_bytes)
     if len(arrays.names) != 1:
@@ -66,8 +68,8 @@ def decode_only_array(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> 
 class NpzArrays:
     """Arrays of an .npz file, read as volumes one at a time. May be used from several threads.
 
-    The array last used stays in memory, decompressed: MedMNIST stacks all volumes of a split in one array, and a compressed array can
-    only be read from its beginning.
+    The array last used stays in memory, decompressed: MedMNIST stacks all volumes of a split in one array,
+    and a compressed array can only be read from its beginning.
 
     Args:
         declared: axes and spacing of one volume; a stack has one more axis in front.
@@ -117,7 +119,8 @@ class NpzArrays:
         else:
             if array.ndim != 4:
                 raise InputError(
-                    f"the array {name} has the shape {array.shape}; a stack of volumes has four axes (N and D, H, W)."
+                    f"the array {name} has the shape {array.shape}; a stack of volumes has four axes (N "
+                    "and D, H, W)."
                 )
             if index >= len(array):
                 raise InputError(
@@ -140,7 +143,8 @@ class NpzArrays:
             num_bytes = prod(shape) * dtype.itemsize
             if num_bytes > self._max_bytes:
                 raise InputError(
-                    f"the array {name} declares {num_bytes:,} bytes; at most {self._max_bytes:,} are allowed. Check the file, or "
+                    f"the array {name} declares {num_bytes:,} bytes; at most {self._max_bytes:,} are "
+                    "allowed. Check the file, or "
                     "allow more bytes."
                 )
             return _read_npy_values(member, shape, dtype, is_fortran)
@@ -221,7 +225,8 @@ def _read_npy_values(
 def _check_three_axes(shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
         raise InputError(
-            f"the array has the shape {shape}; a volume has three axes, without channels. State an index if it stacks several."
+            f"the array has the shape {shape}; a volume has three axes, without channels. State an index "
+            "if it stacks several."
         )
 
 

@@ -1,6 +1,7 @@
 """From a volume to the tensor that an encoder was trained on, exactly as its InputSpec says.
 
-Axes: C channel, D slice, H row, W column. The same volume and spec give the same bits, whatever the number of threads.
+Axes: C channel, D slice, H row, W column. The same volume and spec give the same bits, whatever the number of
+threads.
 """
 
 from dataclasses import dataclass
@@ -29,23 +30,25 @@ PREPROCESSING_VERSION = 1
 def preprocess_volume(volume: Volume, spec: InputSpec) -> torch.Tensor:
     """The input of an encoder: float32 (C, D, H, W), finite.
 
-    1. With `spec.spacing_mm`, interpolation on a grid of that spacing and of `spec.size` points, whose centre is the volume's; points
-       outside the volume take its minimum. Without, a plain resize to `spec.size` (`torch.nn.functional.interpolate`,
-       `align_corners=False`; "nearest" is its nearest-exact). Neither smooths first (no antialias), since the encoders
-       of this field were pretrained without.
-    2. `spec.normalisation` over all voxels of the result, added padding included. `zscore` uses the population's
-       standard deviation; a percentile lies linearly between the two nearest ranks.
+    1. With `spec.spacing_mm`, interpolation on a grid of that spacing and of `spec.size` points, whose centre
+       is the volume's; points outside the volume take its minimum. Without, a plain resize to `spec.size`
+       (`torch.nn.functional.interpolate`, `align_corners=False`; "nearest" is its nearest-exact). Neither
+       smooths first (no antialias), since the encoders of this field were pretrained without.
+    2. `spec.normalisation` over all voxels of the result, added padding included. `zscore` uses the
+       population's standard deviation; a percentile lies linearly between the two nearest ranks.
     3. The grey channel repeated `spec.channels` times.
 
     Raises:
-        InputError: the spec asks for a spacing that the volume does not have, or the resized values cannot be normalised.
+        InputError: the spec asks for a spacing that the volume does not have, or the resized values cannot be
+            normalised.
     """
     if spec.spacing_mm is None:
         values_DHW = _resize(volume.voxels_DHW, spec)
     else:
         if volume.spacing_mm is None:
             raise InputError(
-                f"the encoder needs a spacing of {spec.spacing_mm} mm, but neither the file nor the study says that of the "
+                f"the encoder needs a spacing of {spec.spacing_mm} mm, but neither the file nor the study "
+                "says that of the "
                 "volume; set the study key data.spacing_mm."
             )
         values_DHW = _resample(volume.voxels_DHW, volume.spacing_mm, spec.spacing_mm, spec)
@@ -68,12 +71,18 @@ def _resize(voxels_DHW: npt.NDArray[np.float32], spec: InputSpec) -> torch.Tenso
 
 @dataclass(frozen=True)
 class _AxisGrid:
-    """Where the points of one output axis lie on the input axis, as two neighbours and the weight of the second."""
+    """Where the points of one output axis lie on the input axis.
+
+    Args:
+        lower, upper: the two neighbours of each point.
+        weight: of the upper one.
+        inside: the output points that lie within the volume.
+    """
 
     lower: torch.Tensor
     upper: torch.Tensor
     weight: torch.Tensor
-    inside: slice  # the output points that lie within the volume
+    inside: slice
 
 
 def _axis_grid(num_in: int, num_out: int, step: float, *, is_nearest: bool) -> _AxisGrid:
@@ -95,7 +104,7 @@ def _axis_grid(num_in: int, num_out: int, step: float, *, is_nearest: bool) -> _
 def _resample(
     voxels_DHW: npt.NDArray[np.float32], spacing_mm: Spacing, target_mm: Spacing, spec: InputSpec
 ) -> torch.Tensor:
-    """Interpolate along one axis after the other, only at the points that are kept: memory never exceeds what is asked for."""
+    """Interpolate along one axis after the other, only at the points that are kept."""
     is_nearest = spec.interpolation == "nearest"
     grids = [
         _axis_grid(num_in, num_out, target / spacing, is_nearest=is_nearest)
@@ -135,7 +144,8 @@ def _normalise(values_DHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
             low, high = _percentiles(values_DHW.numpy(), kind.lower_percentile, kind.upper_percentile)
             if low >= high:
                 raise InputError(
-                    f"the percentiles {kind.lower_percentile:g} and {kind.upper_percentile:g} of the volume are both {low:g}: there is "
+                    f"the percentiles {kind.lower_percentile:g} and {kind.upper_percentile:g} of the "
+                    f"volume are both {low:g}: there is "
                     "no range to bring to [0, 1]."
                 )
             normalised_DHW = values_DHW.sub_(low).div_(high - low).clamp_(0, 1).pow_(kind.gamma)
@@ -158,7 +168,7 @@ def _repeat(values_DHW: torch.Tensor, num_channels: int) -> torch.Tensor:
 
 
 def mean_and_std(values_DHW: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Mean and population standard deviation over all voxels, accumulated in float64, slice by slice in a fixed order."""
+    """Mean and population standard deviation of all voxels, summed in float64 in a fixed order."""
     count = values_DHW.size
     mean = sum(float(values_HW.sum(dtype=np.float64)) for values_HW in values_DHW) / count
     squares = 0.0
@@ -169,7 +179,7 @@ def mean_and_std(values_DHW: npt.NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _percentiles(values_DHW: npt.NDArray[np.float32], *percentiles: float) -> list[float]:
-    """Percentiles by linear interpolation between the nearest ranks, exact: numpy's definition "linear", in float64."""
+    """Exact percentiles, linear between the nearest ranks: numpy's "linear", in float64."""
     values = values_DHW.flatten()  # a copy: partition reorders
     ranks = [percentile / 100 * (values.size - 1) for percentile in percentiles]
     neighbours = sorted(

@@ -86,7 +86,8 @@ class DeclaredAxes:
         """
         if self.axes is None:
             raise InputError(
-                "the file does not say which of its axes is D, H and W; set the study key data.axes, e.g. `data.axes: DHW`."
+                "the file does not say which of its axes is D, H and W; set the study key data.axes, e.g. "
+                "`data.axes: DHW`."
             )
         return self.axes.index("D"), self.axes.index("H"), self.axes.index("W")
 
@@ -98,8 +99,8 @@ def decode_volume(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volu
 
     Args:
         declared: axes and spacing from the study, used where the file does not state them.
-        max_bytes: the most that the decoded volume (as float32), the stored values, and a DICOM file itself may take;
-            checked on the declared size, before anything is allocated or inflated.
+        max_bytes: the most that the decoded volume (as float32), the stored values, and a DICOM file itself
+            may take; checked on the declared size, before anything is allocated or inflated.
     Raises:
         InputError: the file cannot be used as one volume; the message says why and what to do.
     """
@@ -147,7 +148,8 @@ def check_declared_size(shape: tuple[int, ...], *, bytes_per_value: int, max_byt
     needed = prod(shape) * max(bytes_per_value, _FLOAT32_BYTES)
     if needed > max_bytes:
         raise InputError(
-            f"the header declares {_by(shape)} voxels, which take {needed:,} bytes in memory; at most {max_bytes:,} are "
+            f"the header declares {_by(shape)} voxels, which take {needed:,} bytes in memory; at most "
+            f"{max_bytes:,} are "
             "allowed. Check the file, or allow more bytes per volume."
         )
 
@@ -162,7 +164,8 @@ def checked_volume(voxels_DHW: npt.NDArray[np.float32], spacing_mm: Spacing | No
     if not np.isfinite(low) or not np.isfinite(high):
         num_nan, num_infinite = int(np.isnan(voxels_DHW).sum()), int(np.isinf(voxels_DHW).sum())
         raise InputError(
-            f"{num_nan} of {voxels_DHW.size} voxels are NaN and {num_infinite} infinite; a volume needs finite values."
+            f"{num_nan} of {voxels_DHW.size} voxels are NaN and {num_infinite} infinite; a volume needs "
+            "finite values."
         )
     if low == high:
         raise InputError(
