@@ -29,10 +29,9 @@ from vitreous.inputs.library_messages import without_values
 _KEYWORDS = (
     "SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "
-    ""ImageOrientationPatient",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
+    "ModalityLUTSequence", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "ImageOrientationPatient", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 )  # fmt: skip
 _TAGS: list[BaseTag | int] = [Tag(tag_for_keyword(keyword) or 0) for keyword in _KEYWORDS]
 _PIXEL_TAGS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
@@ -42,8 +41,8 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 #: What pydicom and its plugins raise on damaged bytes; for most of them they have no exception of their own.
 DAMAGE = (
-    InvalidDicomError, BytesLengthException, struct.error, zlib.error, ValueError, LookupError, AttributeError,
-    TypeError, OSError, EOFError, RuntimeError, ArithmeticError,
+    InvalidDicomError, BytesLengthException, struct.error, zlib.error, ValueError, LookupError,
+    AttributeError, TypeError, OSError, EOFError, RuntimeError, ArithmeticError,
 )  # fmt: skip
 
 

@@ -182,7 +182,8 @@ def iterate_frames(
     """
     syntax = header.transfer_syntax
     options: dict[str, Any] = {
-        "rows": layout.rows, "columns": layout.columns, "number_of_frames": layout.num_frames, "samples_per_pixel": 1,
+        "rows": layout.rows, "columns": layout.columns, "number_of_frames": layout.num_frames,
+        "samples_per_pixel": 1,
         "bits_allocated": layout.bits_allocated, "bits_stored": layout.bits_stored,
         "pixel_representation": int(layout.is_signed), "photometric_interpretation": layout.photometric,
         "pixel_keyword": element.keyword, "pixel_vr": element.representation,

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from typing import TextIO
 
 #: Loggers of pydicom and its decoding plugins; most say there what they say as a Python warning too.
-_LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg._openjpeg", "openjpeg.utils",
-            "jpeg_ls._CharLS", "PIL.Image", "PIL.ImageFile")  # fmt: skip
+_LOGGERS = (
+    "pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg._openjpeg", "openjpeg.utils",
+    "jpeg_ls._CharLS", "PIL.Image", "PIL.ImageFile",
+)  # fmt: skip
 _MODULES = r"(pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|PIL|nibabel)(\.|$)"
 _CATEGORIES = (UserWarning, RuntimeWarning)
 
