@@ -1,0 +1,128 @@
+"""The masked-latent objective: predict what the target encoder says about hidden blocks from the visible rest.
+
+The context encoder sees only visible tokens; a small predictor, given the places of the hidden ones, predicts
+their latents; the latents come from the target encoder, an exponential moving average of the context encoder
+that no gradient reaches.
+
+Axes: B batch, C channel, D H W voxels, N all tokens, V visible tokens, M hidden (masked) tokens, E width.
+Source: Assran et al. (2023), I-JEPA; Bardes et al. (2024), V-JEPA; in small, on volumes.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitreous.encoders.vit3d import ViT3D
+
+
+class LatentPredictor(nn.Module):
+    """A narrow transformer from visible latents and hidden places to hidden latents."""
+
+    def __init__(self, num_tokens: int, encoder_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(encoder_width, width)
+        self.places = nn.Parameter(torch.zeros(1, num_tokens, width))
+        self.hidden_token = nn.Parameter(torch.zeros(1, 1, width))
+        layer = nn.TransformerEncoderLayer(
+            width, max(width // 32, 1), 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        self.leave = nn.Linear(width, encoder_width)
+
+    def forward(
+        self, visible_BVE: torch.Tensor, visible_BV: torch.Tensor, hidden_BM: torch.Tensor
+    ) -> torch.Tensor:
+        batch, num_hidden = hidden_BM.shape
+        places = self.places.expand(batch, -1, -1)
+        seen = self.enter(visible_BVE) + pick_tokens(places, visible_BV)
+        asked = self.hidden_token.expand(batch, num_hidden, -1) + pick_tokens(places, hidden_BM)
+        out = self.blocks(torch.cat([seen, asked], dim=1))[:, -num_hidden:]
+        predicted_BME: torch.Tensor = self.leave(out)
+        return predicted_BME
+
+
+class MaskedLatentModel(nn.Module):
+    """Context encoder, its moving average and the predictor.
+
+    Args:
+        encoder: the encoder to train; its weights are initialised from `generator`.
+    """
+
+    def __init__(
+        self, encoder: ViT3D, *, predictor_width: int, predictor_depth: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.context_encoder = encoder
+        encoder.init_weights(generator)
+        num_tokens = int(np.prod(encoder.grid))
+        self.predictor = LatentPredictor(num_tokens, encoder.embed_dim, predictor_width, predictor_depth)
+        for name, parameter in self.predictor.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)
+            elif "norm" not in name:
+                nn.init.zeros_(parameter)
+        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+
+    def loss(self, x_BCDHW: torch.Tensor, visible_BV: torch.Tensor, hidden_BM: torch.Tensor) -> torch.Tensor:
+        """Mean smooth-L1 distance to the target's latents, each normalised over its width."""
+        with torch.no_grad():
+            latent_BNE = self.target_encoder(x_BCDHW)
+            latent_BNE = F.layer_norm(latent_BNE, latent_BNE.shape[-1:])
+            wanted_BME = pick_tokens(latent_BNE, hidden_BM)
+        visible_BVE = self.context_encoder.encode(pick_tokens(self.context_encoder.embed(x_BCDHW), visible_BV))
+        predicted_BME = self.predictor(visible_BVE, visible_BV, hidden_BM)
+        return F.smooth_l1_loss(predicted_BME, wanted_BME)
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """target = momentum * target + (1 - momentum) * context."""
+        for target, context in zip(self.target_encoder.parameters(), self.context_encoder.parameters()):
+            target.lerp_(context, 1 - momentum)
+
+
+def pick_tokens(tokens_BNE: torch.Tensor, idx_BM: torch.Tensor) -> torch.Tensor:
+    """The tokens at `idx_BM`, (B, M, E)."""
+    return tokens_BNE.gather(1, idx_BM[:, :, None].expand(-1, -1, tokens_BNE.shape[-1]))
+
+
+def draw_masks(
+    batch: int, grid: tuple[int, int, int], hidden_share: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of visible and of hidden tokens, (B, V) and (B, M), each row sorted.
+
+    Blocks of one to all slices by a third to two thirds of rows and columns are hidden until `hidden_share` of the
+    tokens is; the last block is thinned at random to hit the number exactly, so that a batch is a rectangle.
+    """
+    num_tokens = int(np.prod(grid))
+    num_hidden = round(hidden_share * num_tokens)
+    hidden_BN = np.zeros((batch, num_tokens), bool)
+    for row_N in hidden_BN:
+        volume = row_N.reshape(grid)
+        while (missing := num_hidden - int(row_N.sum())) > 0:
+            block = np.zeros(grid, bool)
+            block[tuple(_draw_extent(size, full, rng) for size, full in zip(grid, (True, False, False)))] = True
+            fresh = np.flatnonzero(block & ~volume)
+            row_N[rng.permutation(fresh)[:missing]] = True
+    order = np.argsort(hidden_BN, axis=1, kind="stable")
+    split = num_tokens - num_hidden
+    return torch.from_numpy(order[:, :split].copy()), torch.from_numpy(order[:, split:].copy())
+
+
+def _draw_extent(size: int, may_be_full: bool, rng: np.random.Generator) -> slice:
+    low, high = (1, size) if may_be_full else (max(size // 3, 1), max(2 * size // 3, 1))
+    length = int(rng.integers(low, high + 1))
+    start = int(rng.integers(0, size - length + 1))
+    return slice(start, start + length)
+
+
+def effective_rank(features_ND: torch.Tensor) -> float:
+    """RankMe: exponential of the entropy of the normalised singular values; 1 is collapse, D the most.
+
+    Source: Garrido et al. (2023).
+    """
+    values = torch.linalg.svdvals(features_ND.double() - features_ND.double().mean(0))
+    share = values / values.sum() + 1e-12
+    return float(torch.exp(-(share * share.log()).sum()))
