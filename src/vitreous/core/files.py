@@ -11,6 +11,15 @@ from typing import Any
 _TEMPORARY_SUFFIX = ".part"
 
 
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+_UMASK = _umask()  # once: it can only be read by changing it, which two threads at a time would leave changed
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on a clean exit it takes the name `path`, else it vanishes.
@@ -27,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with aside.open("rb") as file:
             os.fsync(file.fileno())  # before the rename: a crash may otherwise leave a named, empty file
         # mkstemp gives 0600; a run directory is shared like any other folder of the user
-        aside.chmod(0o666 & ~_umask())
+        aside.chmod(0o666 & ~_UMASK)
         aside.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -54,12 +63,6 @@ def remove_partial_files(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder` (not in its subfolders)."""
     for left in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
         left.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _sync_folder(folder: Path) -> None:
