@@ -23,8 +23,7 @@ class PatientScorer:
         _, self._y_P, participant_N = rows.per_participant()
         self._by_patient_N = np.argsort(participant_N, kind="stable")
         self._start_P = np.searchsorted(participant_N[self._by_patient_N], np.arange(len(self._y_P)))
-        one_hot_PC = np.eye(num_classes)[self._y_P]
-        self._recall_PC = one_hot_PC / one_hot_PC.sum(axis=0)
+        self._one_hot_PC = np.eye(num_classes)[self._y_P]
 
     def balanced_accuracy(self, probs_KCN: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """One score in [0, 1] per member, shape (K,); rows in the order of the given set."""
@@ -32,5 +31,7 @@ class PatientScorer:
         sorted_KCN = probs_KCN[:, :, self._by_patient_N]
         sums_KCP = np.add.reduceat(sorted_KCN, self._start_P, axis=2, dtype=np.float64)
         correct_KP = (sums_KCP.argmax(axis=1) == self._y_P).astype(np.float64)
-        score_K: npt.NDArray[np.float64] = (correct_KP @ self._recall_PC).mean(axis=1)
+        recall_KC = (correct_KP @ self._one_hot_PC) / self._one_hot_PC.sum(axis=0)
+        # Equal recalls in another order must tie, so that a best epoch is not decided by rounding.
+        score_K: npt.NDArray[np.float64] = recall_KC.mean(axis=1).round(12)
         return score_K

@@ -96,7 +96,11 @@ def fit_logistic_sweep(
         if num_classes == 2:  # one row, for class 1 against class 0
             weight_CD = np.concatenate([np.zeros_like(weight_CD), weight_CD])
             bias_C = np.concatenate([np.zeros_like(bias_C), bias_C])
-        tensors = standardiser.tensors() | {"layers.0.weight": weight_CD, "layers.0.bias": bias_C}
+        # scikit-learn's coefficients lie column by column, which safetensors would write as they lie
+        tensors = standardiser.tensors() | {
+            "layers.0.weight": np.ascontiguousarray(weight_CD),
+            "layers.0.bias": np.ascontiguousarray(bias_C),
+        }
         fitted.append(FittedReference(
             {"C": float(C), "class_weights": class_weights},
             _score(scorer, probe_logits(tensors, val.features_ND)), tensors, standardiser.num_constant,
@@ -133,7 +137,7 @@ def fit_knn_sweep(
         raise ValueError(f"metric must be 'cosine' or 'euclidean'; got {metric!r}.")
     class_weight_C = class_weight_vector(class_weights, train.per_participant()[1], num_classes)
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
-    train_MD = standardiser.apply(train.features_ND).astype(np.float32)
+    train_MD = standardiser.apply(train.features_ND).astype(np.float32, order="C")
     vote_MC = np.eye(num_classes)[train.y_N] * (train.weight_N * class_weight_C[train.y_N])[:, None]
     scorer = PatientScorer(val, num_classes)
     near_Nk = nearest_rows(
