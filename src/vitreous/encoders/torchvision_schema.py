@@ -28,13 +28,13 @@ def declare_torchvision_schemas() -> bool:
         return False
     for library in sorted(Path(found.origin).parent.glob("_C*")):
         try:
-            torch.ops.load_library(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError:  # libcudart and its like are absent
             continue
         return False
-    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, name):
-            fragment.define(name + _SIGNATURE)
+            fragment.define(name + _SIGNATURE)  # type: ignore[no-untyped-call]
     _libraries.append(fragment)
     return True

@@ -8,13 +8,48 @@ from functools import partial
 import torch
 from torch import nn
 
+from vitreous.encoders.attention import attend
+from vitreous.encoders.initialisation import truncated_normal_
 from vitreous.encoders.torchvision_schema import declare_torchvision_schemas
 
 declare_torchvision_schemas()
 
+from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402
 from timm.models.vision_transformer import Block  # noqa: E402
 
 Size3 = tuple[int, int, int]
+
+_TOKENS_PER_CHUNK = 2304  # of the MLP without gradients: its hidden layer is four times as wide as the tokens
+
+
+class TokenAttention(Attention):
+    """timm's attention with :func:`attend` in its middle."""
+
+    def forward(
+        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
+    ) -> torch.Tensor:
+        if attn_mask is not None or is_causal:
+            raise ValueError("this encoder attends from every token to every token; masks are not supported")
+        qkv_3BHNE = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        out_BHNE = attend(*qkv_3BHNE.unbind(0))
+        projected: torch.Tensor = self.proj(out_BHNE.transpose(1, 2).flatten(2))
+        return projected
+
+
+class TokenBlock(Block):
+    """timm's pre-norm block whose residual stream and norms stay in float32 whatever the matrices' precision."""
+
+    def forward(
+        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
+    ) -> torch.Tensor:
+        dtype: torch.dtype = self.attn.qkv.weight.dtype  # type: ignore[union-attr, assignment]
+        x = x + self.attn(self.norm1(x).to(dtype), attn_mask=attn_mask, is_causal=is_causal)
+        if torch.is_grad_enabled():
+            out: torch.Tensor = x + self.mlp(self.norm2(x).to(dtype))
+            return out
+        for chunk in torch.split(x, _TOKENS_PER_CHUNK, dim=1):
+            chunk += self.mlp(self.norm2(chunk).to(dtype))
+        return x
 
 
 class PatchEmbed3D(nn.Module):
@@ -25,7 +60,7 @@ class PatchEmbed3D(nn.Module):
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        tokens_BEDHW: torch.Tensor = self.proj(x_BCDHW)
+        tokens_BEDHW: torch.Tensor = self.proj(x_BCDHW.to(self.proj.weight.dtype))
         return tokens_BEDHW.flatten(2).transpose(1, 2)
 
 
@@ -64,11 +99,14 @@ class ViT3D(nn.Module):
         self.img_size = img_size
         self.patch_size = patch_size
         self.embed_dim = embed_dim
+        self.width = embed_dim
         self.patch_embed = PatchEmbed3D(patch_size, in_chans, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, depth_D * height_H * width_W, embed_dim))
-        norm_layer = partial(nn.LayerNorm, eps=eps)
+        norm_layer: type[nn.Module] = partial(nn.LayerNorm, eps=eps)  # type: ignore[assignment]
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer)
+            TokenBlock(
+                embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer, attn_layer=TokenAttention
+            )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=eps)
@@ -77,13 +115,25 @@ class ViT3D(nn.Module):
         """Matrices and positions from a normal of deviation 0.02 cut at ±0.04; biases 0, norms 1."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
-                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
+                truncated_normal_(module.weight, generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, a=-0.04, b=0.04, generator=generator)
+        truncated_normal_(self.pos_embed, generator)
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Matrix products in `dtype`; norms, positions and the residual stream stay in float32."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                module.to(dtype)
+
+    def grid_of(self, size: Size3) -> Size3:
+        """Tokens along (D, H, W); the learned positions fit `img_size` alone."""
+        if size != self.img_size:
+            raise ValueError(f"the learned positions are those of {self.img_size} voxels; got an input of {size}")
+        return self.grid
 
     def embed(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
         """Patches with their positions added, in the order D, H, W; masked training picks from these."""
