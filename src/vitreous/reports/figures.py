@@ -74,7 +74,9 @@ def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequenc
         return _svg(figure, title or "Confusion matrix", told)
 
 
-def training_curves_svg(histories: Mapping[str, Sequence[Mapping[str, float]]], best_epochs: Mapping[str, int]) -> str:
+def training_curves_svg(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], best_epochs: Mapping[str, int], title: str = ""
+) -> str:
     """Loss and balanced accuracy by epoch, one line per seed and split; the epoch kept is marked.
 
     Args:
@@ -113,7 +115,7 @@ def training_curves_svg(histories: Mapping[str, Sequence[Mapping[str, float]]], 
         told = "; ".join(
             f"{label}: {len(history)} epochs, epoch {best_epochs[label]} kept" for label, history in histories.items()
         )
-        return _svg(figure, "Training curves", told)
+        return _svg(figure, title or "Training curves", told)
 
 
 def forest_plot_svg(leaderboard: Leaderboard) -> str:
@@ -187,12 +189,16 @@ def _svg(figure: "Figure", title: str, description: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{salt}-\1"', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\1{salt}-", svg)
-    svg = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda found: f"font: {found[1]}{_FONTS}", svg)
-    named = (
-        f'<title id="{salt}-title">{escape(title)}</title><desc id="{salt}-desc">{escape(description)}</desc>'
-    )
+    svg = re.sub(r"\s*<style.*?</style>", "", svg, flags=re.DOTALL)  # it would rule the whole page
+    svg = re.sub(r"<[^>]*>", lambda tag: _own_names(tag[0], salt), svg)
+    named = f'<title id="{salt}-title">{escape(title)}</title><desc id="{salt}-desc">{escape(description)}</desc>'
     opening = svg[: svg.index(">") + 1]
     labelled = opening[:-1] + f' role="img" aria-labelledby="{salt}-title {salt}-desc">'
     return labelled + named + svg[len(opening) :]
+
+
+def _own_names(tag: str, salt: str) -> str:
+    """One tag with ids, references to them and the font made its own."""
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{salt}-\1"', tag)
+    tag = re.sub(r'(href="#|url\(#)', rf"\1{salt}-", tag)
+    return re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda found: f"font: {found[1]}{_FONTS}", tag)

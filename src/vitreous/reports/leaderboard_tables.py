@@ -136,14 +136,18 @@ class Footnotes:
         """Three decimals, or the footnote alone."""
         return self.mark(value) if isinstance(value, Undefined) else f"{value:.3f}"
 
-    def interval(self, found: Interval | Difference) -> str:
-        """``0.612 [0.520, 0.701]``; without bounds ``0.612 [1]``."""
+    def parts(self, found: Interval | Difference) -> tuple[str, str, str]:
+        """Value, bounds and footnote, each empty where there is none."""
         if isinstance(found.value, Undefined):
-            return self.mark(found.value)
+            return "", "", self.mark(found.value)
         for bound in (found.low, found.high):
             if isinstance(bound, Undefined):
-                return f"{found.value:.3f} {self.mark(bound)}"
-        return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+                return f"{found.value:.3f}", "", self.mark(bound)
+        return f"{found.value:.3f}", f"[{found.low:.3f}, {found.high:.3f}]", ""
+
+    def interval(self, found: Interval | Difference) -> str:
+        """``0.612 [0.520, 0.701]``; without bounds ``0.612 [1]``."""
+        return " ".join(part for part in self.parts(found) if part)
 
     def p_value(self, p: float | Undefined) -> str:
         """Three decimals, ``<0.001`` below them."""
