@@ -46,7 +46,7 @@ class _Probe(Frozen):
     dropout: Dropout = 0.0
     class_weights: ClassWeights = "none"
     label_smoothing: Dropout = 0.0
-    warmup_epochs: NonNegative = 5
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
     patience: PositiveInt = 10
     min_delta: NonNegative = 0.0
     grid: ProbeGrid = ProbeGrid()
@@ -62,7 +62,7 @@ class _Probe(Frozen):
             if values is not None and axis in self.model_fields_set:
                 raise ValueError(f"{axis} stands both at the top and under grid; leave one of them out")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must be fewer than epochs ({self.epochs})")
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs})")
         return self
 
 

@@ -52,5 +52,9 @@ class InputError(VitreousError):
     """One file cannot be used. The sample is quarantined and the run goes on."""
 
 
+class RunError(VitreousError):
+    """A run cannot go on, through no fault of its settings."""
+
+
 class TooManyQuarantinedError(VitreousError):
     """More samples were quarantined than the study allows."""

@@ -22,7 +22,8 @@ from vitreous.encoders.encoder import Encoder
 from vitreous.features.pooling import pool_tokens
 from vitreous.features.store import EncodedFile, FeatureStore
 from vitreous.inputs.preprocessing import preprocess_volume
-from vitreous.inputs.volume import Volume, volume_statistics
+from vitreous.inputs.description import volume_statistics
+from vitreous.inputs.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class Request:
 
 @dataclass(frozen=True)
 class EncoderTask:
-    """One encoder, where its features go, and the ids of the files it still has to see."""
+    """One encoder, where its features go, the ids of the files it still has to see, and volumes a forward pass."""
 
     name: str
     encoder: Encoder
     store: FeatureStore
     missing: frozenset[str]
+    batch_size: int = 1
 
 
 @dataclass
@@ -81,8 +83,8 @@ class _Prepared:
 class _ShardWriter:
     """Collects the rows of one encoder and writes them in shards of a fixed number of files."""
 
-    def __init__(self, task: EncoderTask, *, shard_size: int, batch_size: int, device: torch.device) -> None:
-        self.task, self.shard_size, self.batch_size, self.device = task, shard_size, batch_size, device
+    def __init__(self, task: EncoderTask, *, shard_size: int, device: torch.device) -> None:
+        self.task, self.shard_size, self.device = task, shard_size, device
         self.spec_key = _spec_key(task.encoder.spec)
         self.rows: list[EncodedFile] = []
         self.waiting: list[tuple[int, torch.Tensor]] = []
@@ -98,7 +100,7 @@ class _ShardWriter:
                 self.waiting.append((len(self.rows), tensor))
                 self.rows.append(EncodedFile(file_id, None, prepared.statistics))
         self.num_seen += 1
-        if len(self.waiting) == self.batch_size:
+        if len(self.waiting) == self.task.batch_size:
             self._encode()
         # counted by files seen, so that the boundaries do not move when a file could not be fetched
         if self.num_seen % self.shard_size == 0:
@@ -136,7 +138,6 @@ def encode_missing(
     stage: Callable[[Sequence[Request]], Iterable[Staged]],
     load_volume: Callable[[Request, Path], Volume],
     shard_size: int = 64,
-    batch_size: int = 1,
     workers: int = 2,
     device: torch.device | None = None,
     progress: Advance = no_progress,
@@ -149,12 +150,11 @@ def encode_missing(
         stage: brings files to disk ahead of use, in the order asked for.
         load_volume: decodes a staged file; raises InputError for one that cannot be used.
         shard_size: files a shard; a killed pass repeats at most this many.
-        batch_size: volumes a forward pass.
         workers: decoding threads.
         progress: called once per file.
     """
     device = device or torch.device("cpu")
-    writers = [_ShardWriter(task, shard_size=shard_size, batch_size=batch_size, device=device) for task in tasks]
+    writers = [_ShardWriter(task, shard_size=shard_size, device=device) for task in tasks]
     union = frozenset().union(*(task.missing for task in tasks))
     summary = PassSummary()
 

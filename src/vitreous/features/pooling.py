@@ -35,6 +35,6 @@ def pool_tokens(
         case "grid":
             if coarse_grid is None or any(c > f for c, f in zip(coarse_grid, token_grid, strict=True)):
                 raise ValueError(f"features.grid must not be finer than the token grid {token_grid}; got {coarse_grid}")
-            volume_BDTHW = tokens_BND.transpose(1, 2).unflatten(2, token_grid)
+            volume_BDTHW = tokens_BND.transpose(1, 2).reshape(len(tokens_BND), -1, t, h, w)
             pooled_BDthw = adaptive_avg_pool3d(volume_BDTHW, coarse_grid)
             return pooled_BDthw.flatten(2).transpose(1, 2).flatten(1)

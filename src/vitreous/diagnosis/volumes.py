@@ -1,0 +1,65 @@
+"""Sizes, spacings and brightness of a cohort's volumes, and the ones that stand out."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from vitreous.core.finding import Finding
+
+ROBUST_Z = 6.0  # distance from the median in robust standard deviations that makes a volume stand out
+_MAD_TO_SD = 1.4826  # of a normal distribution
+_SIZES = ("depth", "height", "width")
+_SHOWN = 5
+
+
+def summarise_volumes(statistics: pd.DataFrame) -> pd.DataFrame:
+    """Minimum, median and maximum of each numeric statistic.
+
+    Args:
+        statistics: one row per volume, columns as :func:`vitreous.inputs.description.volume_statistics` names them.
+    """
+    numeric = statistics.select_dtypes("number").dropna(axis="columns", how="all")
+    return numeric.agg(["min", "median", "max"]).T
+
+
+def find_volume_outliers(statistics: pd.DataFrame) -> list[Finding]:
+    """Volumes of a size few others have, and volumes whose brightness lies far from the rest.
+
+    A robust z-score is the distance from the median over 1.4826 times the median absolute deviation; where more than
+    half of the cohort has one value there is no such scale, and nothing stands out by it.
+    """
+    return [*_find_rare_sizes(statistics), *_find_far_values(statistics, "mean"), *_find_far_values(statistics, "std")]
+
+
+def _find_rare_sizes(statistics: pd.DataFrame) -> list[Finding]:
+    if not set(_SIZES) <= set(statistics.columns):
+        return []
+    sizes = Counter(zip(*(statistics[axis].astype(int) for axis in _SIZES), strict=True))
+    # a size that several volumes share is a scanner's protocol, not an accident
+    rare = {size: count for size, count in sizes.items() if count / len(statistics) < 0.02}
+    if not rare or len(statistics) < 20:
+        return []
+    shown = ", ".join(f"{d}×{h}×{w} ({count})" for (d, h, w), count in list(rare.items())[:_SHOWN])
+    return [Finding("rare_size", "warning", f"{sum(rare.values())} volumes have a size that fewer than 2 % share.",
+                    f"D×H×W (volumes): {shown}; most frequent {'×'.join(map(str, sizes.most_common(1)[0][0]))}",
+                    "Look at these files; if they are another protocol, leave them out with `volumes`.")]
+
+
+def _find_far_values(statistics: pd.DataFrame, column: str) -> list[Finding]:
+    if column not in statistics.columns or len(statistics) < 20:
+        return []
+    values = statistics[column].to_numpy(np.float64)
+    centre = np.median(values)
+    scale = _MAD_TO_SD * np.median(np.abs(values - centre))
+    if scale == 0:
+        return []
+    far = np.flatnonzero(np.abs(values - centre) > ROBUST_Z * scale)
+    if len(far) == 0:
+        return []
+    worst = far[np.argsort(-np.abs(values[far] - centre))][:_SHOWN]
+    shown = ", ".join(f"{statistics.index[row]} ({values[row]:.4g})" for row in worst)
+    return [Finding("far_brightness", "warning",
+                    f"{len(far)} volumes have a {column} voxel value more than {ROBUST_Z:g} robust standard deviations "
+                    "from the median.", f"median {centre:.4g}, robust standard deviation {scale:.3g}; farthest: {shown}",
+                    "Look at these volumes: blank, saturated, or of another intensity scale.")]

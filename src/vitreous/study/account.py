@@ -1,0 +1,74 @@
+"""Everything is accounted for: each row of the table and each file, and what became of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitreous.core.files import replacing, write_json
+from vitreous.study.data import OpenedData
+from vitreous.study.encode import StudyFeatures, write_data_errors
+from vitreous.study.run_directory import RunDirectory
+
+_KEPT = ["sample_id", "patient_id", "relative", "item", "size", "etag", "split"]
+
+
+def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeatures) -> None:
+    """Write manifest.parquet, data_errors.csv, counts.csv and account.json.
+
+    The manifest has one row per sample with its fate (encoded, quarantined or excluded), the rule or error, and
+    the statistics of its volume. Labels are not in it: those of test are sealed.
+    """
+    write_data_errors(directory.data_errors, features.quarantined)
+    manifest = _manifest(data, features)
+    with replacing(directory.manifest) as aside:
+        manifest.to_parquet(aside, index=False)
+    with replacing(directory.root / "counts.csv") as aside:
+        data.cohort.counts.to_csv(aside, index=False)
+    fates = manifest["fate"].value_counts()
+    write_json(directory.root / "account.json", {
+        "rows": len(manifest),
+        "encoded": int(fates.get("encoded", 0)),
+        "quarantined": int(fates.get("quarantined", 0)),
+        "excluded": int(fates.get("excluded", 0)),
+        "excluded_by_rule": {rule: int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
+        "patients_without_usable_volume": _patients_lost(data, features),
+        "findings": [vars(finding) for finding in data.cohort.findings],
+    })
+
+
+def _manifest(data: OpenedData, features: StudyFeatures) -> pd.DataFrame:
+    samples = data.cohort.samples
+    encoded = samples.loc[samples["sample_id"].isin(features.samples["sample_id"]), _KEPT].assign(fate="encoded", why="")
+    statistics = features.statistics.reset_index(drop=True).add_prefix("volume_")
+    encoded = pd.concat([encoded.reset_index(drop=True), statistics], axis=1)
+    quarantined = samples.loc[samples["sample_id"].isin(features.quarantined["sample_id"]), _KEPT].assign(
+        fate="quarantined", why=features.quarantined["message"].to_numpy())
+    excluded = data.cohort.excluded.assign(fate="excluded", why=data.cohort.excluded["rule"])
+    excluded = excluded[["sample_id", "patient_id", "relative", "fate", "why"]]
+    parts = [part for part in (encoded, quarantined, excluded) if len(part)]
+    # a column that is a list (shape, spacing) is kept as JSON text: one type in every run
+    manifest: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    for column in manifest.columns:
+        if manifest[column].map(lambda value: isinstance(value, list | tuple | dict)).any():
+            manifest[column] = manifest[column].map(_as_json)
+    return manifest
+
+
+def _as_json(value: Any) -> str | None:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else None
+
+
+def _patients_lost(data: OpenedData, features: StudyFeatures) -> dict[str, int]:
+    """Patients of each split who have no usable volume, so that no prediction is made for them."""
+    samples = data.cohort.samples
+    kept = set(features.samples["patient_id"])
+    lost = samples.loc[~samples["patient_id"].isin(kept)].groupby("split")["patient_id"].nunique()
+    return {str(split): int(count) for split, count in lost.items()}
+
+
+def read_account(directory: RunDirectory) -> dict[str, Any]:
+    """``account.json`` of a run."""
+    account: dict[str, Any] = json.loads(Path(directory.root / "account.json").read_text())
+    return account

@@ -1,0 +1,190 @@
+"""Recipes on features: fit, choose on val, write one folder per seed. Test is not read here.
+
+Axes: N row, D feature.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vitreous.config.recipes import Knn, LinearProbe, LogisticRegression, MlpProbe, Recipe
+from vitreous.config.study import StudyConfig
+from vitreous.core.errors import RunError
+from vitreous.core.files import replacing, write_json
+from vitreous.core.fingerprints import fingerprint
+from vitreous.core.predictions import Predictions
+from vitreous.core.progress import progress_bar
+from vitreous.core.undefined import Undefined
+from vitreous.evidence.scores import score_predictions
+from vitreous.recipes.floors import fit_majority
+from vitreous.recipes.probe_grid import FeatureSet, FittedProbe, ProbeMember, ProbeSettings, fit_probe_grid
+from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logistic_sweep
+from vitreous.recipes.selection import Selection, select_member
+from vitreous.study.encode import StudyFeatures
+from vitreous.study.encoders import OpenedEncoder
+from vitreous.study.heads import Head, is_finished, write_head
+from vitreous.study.partitions import Partition, feature_set
+from vitreous.study.run_directory import RunDirectory
+
+# what decides a head besides its settings; raised when the training of heads changes its numbers
+TRAINING_VERSION = 1
+FLOOR = "floor"
+MAJORITY = "majority"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the leaderboard to be.
+
+    Args:
+        recipe: of the study; None for the majority floor, which looks at no feature.
+    """
+
+    encoder: str
+    recipe_name: str
+    recipe: Recipe | None
+    seeds: tuple[int, ...]
+
+
+def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder]) -> list[Row]:
+    """Every encoder with every recipe, then the floors without an encoder."""
+    rows = [
+        Row(opened.name, name, recipe, config.seeds if is_seeded(recipe) else config.seeds[:1])
+        for opened in encoders for name, recipe in config.recipes.items()
+    ]
+    if "majority" in config.floors:
+        rows.append(Row(FLOOR, MAJORITY, None, config.seeds[:1]))
+    return rows
+
+
+def is_seeded(recipe: Recipe) -> bool:
+    """Whether chance plays a part; L-BFGS and neighbours give the same for every seed and are run once."""
+    return isinstance(recipe, LinearProbe | MlpProbe)
+
+
+def adapt_all(
+    config: StudyConfig, directory: RunDirectory, rows: Sequence[Row], partitions: Sequence[Partition],
+    features: StudyFeatures, models: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Fit whatever is not finished yet.
+
+    Args:
+        partitions: of the usable samples.
+        models: per encoder, what its ``model.json`` says of it.
+    """
+    work = [(row, partition) for row in rows for partition in partitions]
+    with progress_bar("Adapting", len(work)) as advance:
+        for row, partition in work:
+            _adapt(config, directory, row, partition, features, models.get(row.encoder, {}))
+            advance(1)
+
+
+def _adapt(
+    config: StudyConfig, directory: RunDirectory, row: Row, partition: Partition, features: StudyFeatures,
+    model: Mapping[str, Any],
+) -> None:
+    recipe = {} if row.recipe is None else row.recipe.model_dump(mode="json")
+    seen = partition.split_N != "test"
+    unit = fingerprint({
+        "version": TRAINING_VERSION, "model": dict(model), "recipe": recipe, "seeds": list(row.seeds),
+        "metric": config.metric, "samples": features.samples["sample_id"].to_numpy()[seen].tolist(),
+        "split": partition.split_N[seen].tolist(), "y": partition.y_N[seen].tolist()})
+    folders = {seed: directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for seed in row.seeds}
+    if all(is_finished(folder, unit) for folder in folders.values()):
+        return
+    # the majority floor looks at labels alone
+    matrix_ND = features.features.get(row.encoder, np.zeros((len(features.samples), 1), np.float32))
+    train = feature_set(partition, "train", features.samples, matrix_ND)
+    val = feature_set(partition, "val", features.samples, matrix_ND)
+    val_ids = features.samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
+    fitted = _fit(row, train, val, len(config.data.classes))
+    val_preds = [_predict(one, val, val_ids, config.data.classes) for one in fitted]
+    scores = [score_on_val(predictions, config.metric) for predictions in val_preds]
+    chosen = select_member(fitted, scores)
+    some_folder = next(iter(folders.values())).parent
+    _write_selection(some_folder, fitted, scores, chosen)
+    for seed, member in zip(row.seeds, chosen.member_idx, strict=True):
+        one, predictions = fitted[member], val_preds[member]
+        if predictions is None:
+            raise RunError(f"{row.encoder}/{row.recipe_name}: a diverged member was chosen; please report this.")
+        head = Head(seed, one.settings, one.tensors, one.history, one.best_epoch, _number(scores[member]), predictions)
+        write_head(folders[seed], head, unit=unit, model=model, recipe=recipe)
+
+
+def _fit(row: Row, train: FeatureSet, val: FeatureSet, num_classes: int) -> Sequence[FittedProbe | FittedReference]:
+    match row.recipe:
+        case None:
+            return [fit_majority(train, val, num_classes=num_classes)]
+        case LinearProbe() | MlpProbe() as probe:
+            return fit_probe_grid(train, val, grid_members(probe, row.seeds), probe_settings(probe),
+                                  num_classes=num_classes)
+        case LogisticRegression(C=Cs, class_weights=class_weights):
+            return fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
+        case Knn(k=ks, distance=distance):
+            return fit_knn_sweep(train, val, ks, num_classes=num_classes, metric=distance)
+    assert_never(row.recipe)
+
+
+def grid_members(probe: LinearProbe | MlpProbe, seeds: Sequence[int]) -> list[ProbeMember]:
+    """Every combination of the axes under `grid` with every seed; an axis left out takes the recipe's own value."""
+    grid = probe.grid
+    axes = itertools.product(grid.lr or (probe.lr,), grid.weight_decay or (probe.weight_decay,),
+                             grid.dropout or (probe.dropout,), grid.class_weights or (probe.class_weights,), seeds)
+    hidden, batch_norm = (probe.hidden, probe.batch_norm) if isinstance(probe, MlpProbe) else ((), False)
+    return [
+        ProbeMember(lr, weight_decay, dropout, seed, class_weights, hidden, batch_norm)
+        for lr, weight_decay, dropout, class_weights, seed in axes
+    ]
+
+
+def probe_settings(probe: LinearProbe | MlpProbe) -> ProbeSettings:
+    """How all members of a recipe's grid are trained."""
+    return ProbeSettings(
+        epochs=probe.epochs, batch_size=None if probe.batch_size == "full" else probe.batch_size,
+        warmup_epochs=probe.warmup_epochs, patience=probe.patience, min_delta=probe.min_delta,
+        label_smoothing=probe.label_smoothing)
+
+
+def _predict(one: FittedProbe | FittedReference, val: FeatureSet, val_ids: npt.NDArray[np.str_],
+             classes: tuple[str, ...]) -> Predictions | None:
+    if one.diverged_epoch is not None:
+        return None
+    return Predictions(val_ids, val.patient_id_N, val.y_N, one.predict_logits(val.features_ND), classes)
+
+
+def score_on_val(predictions: Predictions | None, metric: str) -> float | Undefined:
+    """The study's metric per patient; Undefined for a member that diverged."""
+    if predictions is None:
+        return Undefined("training diverged")
+    patients = predictions.per_patient()
+    return score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)[metric]
+
+
+def _write_selection(folder: Path, fitted: Sequence[FittedProbe | FittedReference],
+                     scores: Sequence[float | Undefined], chosen: Selection) -> None:
+    """``grid.csv``, every member with its val score, and ``selection.json``, what was chosen and how clearly."""
+    table = pd.DataFrame([
+        {**{name: str(value) if isinstance(value, tuple) else value for name, value in one.settings.items()},
+         "seed": one.seed, "best_epoch": one.best_epoch, "diverged_epoch": one.diverged_epoch,
+         "val_score": None if isinstance(score, Undefined) else score, "chosen": index in chosen.member_idx}
+        for index, (one, score) in enumerate(zip(fitted, scores, strict=True))
+    ])
+    with replacing(folder / "grid.csv") as aside:
+        table.to_csv(aside, index=False)
+    write_json(folder / "selection.json", {
+        "setting": chosen.settings, "mean_val_score": chosen.mean_score, "num_settings": len(chosen.ranking),
+        "margin": None if isinstance(chosen.margin, Undefined) else chosen.margin, "runner_up": chosen.runner_up,
+        "num_diverged": chosen.num_diverged, "findings": [vars(finding) for finding in chosen.findings],
+        "best_seed": fitted[chosen.best_member_idx].seed})
+
+
+def _number(score: float | Undefined) -> float:
+    if isinstance(score, Undefined):
+        raise RunError(f"the chosen member has no val score: {score.reason}.")
+    return score

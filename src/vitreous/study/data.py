@@ -1,0 +1,136 @@
+"""A study's data, opened: the cohort, where its bytes are, and how a file becomes a volume."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any, assert_never
+
+import pandas as pd
+
+from vitreous.config.data import FractionsSplit, NpzData, ParticipantsData
+from vitreous.config.study import StudyConfig
+from vitreous.core.fingerprints import fingerprint
+from vitreous.features.encode import Request, Staged
+from vitreous.inputs.numpy_files import NpzArrays
+from vitreous.inputs.volume import DeclaredAxes, Volume, decode_volume
+from vitreous.samples.cohort import Cohort
+from vitreous.samples.npz import load_npz_cohort
+from vitreous.samples.participants import load_participants
+from vitreous.storage.files import fetch_file
+from vitreous.storage.listing import load_key_manifest
+from vitreous.storage.location import Location, ObjectInfo, S3Options
+from vitreous.storage.objects import ObjectStore
+from vitreous.storage.staging import StagingCache
+
+_GB = 10**9
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """What the rest of a run needs to know of the data.
+
+    Args:
+        cohort: samples, checked; test labels sealed.
+        infos: the file of each `relative` of the cohort (for npz, of each array).
+        store: where the files lie.
+        cache: local copies of remote files.
+        declared: what the study says where a file does not.
+        max_bytes: a volume that declares more is refused before it is allocated.
+    """
+
+    cohort: Cohort
+    infos: Mapping[str, ObjectInfo]
+    store: ObjectStore
+    cache: StagingCache
+    declared: DeclaredAxes
+    max_bytes: int
+
+    @cached_property
+    def file_ids(self) -> pd.Series:
+        """Content identity of each sample's file (and item), indexed by sample id, in the order of the cohort."""
+        samples = self.cohort.samples
+        identities = {relative: info.identity for relative, info in self.infos.items()}
+        ids = [
+            identities[relative] if item < 0 else fingerprint([identities[relative], relative, int(item)])
+            for relative, item in zip(samples["relative"], samples["item"], strict=True)
+        ]
+        return pd.Series(ids, index=samples["sample_id"])
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """Each content once, in the order of the cohort."""
+        samples = self.cohort.samples
+        once: dict[str, Request] = {}
+        for file_id, relative, item in zip(self.file_ids, samples["relative"], samples["item"], strict=True):
+            once.setdefault(file_id, Request(file_id, relative, int(item)))
+        return list(once.values())
+
+    def stage(self, requests: Sequence[Request]) -> Iterator[Staged]:
+        """Bring the files of these requests to disk, ahead of use, in the order asked for."""
+        # neighbouring items of one file (npz) share one staged copy
+        runs = [list(run) for _, run in groupby(requests, key=lambda request: self.infos[request.source].location)]
+        staged = self.cache.stream(self.store, [self.infos[run[0].source] for run in runs])
+        for run, (_, path) in zip(runs, staged, strict=True):
+            for request in run:
+                yield request, path
+
+    def load_volume(self, request: Request, path: Path) -> Volume:
+        """Decode one staged file or item.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if request.item < 0:
+            return decode_volume(path, declared=self.declared, max_bytes=self.max_bytes)
+        return self._arrays(path).volume(request.source, request.item)
+
+    def _arrays(self, path: Path) -> NpzArrays:
+        opened = self._opened_arrays
+        if path not in opened:
+            opened[path] = NpzArrays(path, self.declared, max_bytes=self.max_bytes)
+        return opened[path]
+
+    @cached_property
+    def _opened_arrays(self) -> dict[Path, NpzArrays]:
+        return {}
+
+    def describe_declared(self) -> dict[str, Any]:
+        """Plain values, for the feature key."""
+        return {"axes": self.declared.axes, "spacing_mm": self.declared.spacing_mm}
+
+
+def open_cache(config: StudyConfig) -> StagingCache:
+    """The study's local cache of remote files."""
+    return StagingCache(Path(config.cache.dir).expanduser(), config.cache.max_gb)
+
+
+def s3_options(config: StudyConfig) -> S3Options:
+    """Endpoint and region; keys come from the environment."""
+    return S3Options(endpoint=config.s3.endpoint, region=config.s3.region)
+
+
+def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:
+    """Read tables and listing, check everything, keep nothing but the listing.
+
+    Args:
+        keep_listing: False for `plan`, which writes nothing.
+
+    Raises:
+        SampleError: with every problem of table, labels, splits and files.
+        LocationError: table, files or bucket are not there or may not be read.
+    """
+    cache = open_cache(config)
+    data = config.data
+    declared = DeclaredAxes(axes=data.axes, spacing_mm=data.spacing_mm)
+    max_bytes = int(data.max_volume_gb * _GB)
+    match data:
+        case ParticipantsData():
+            store = ObjectStore(Location.parse(data.files), s3_options(config))
+            cohort = _open_participants(config, data, store, cache, keep_listing=keep_listing)
+        case NpzData():
+            store, cohort = _open_npz(config, data, cache)
+        case _:
+            assert_never(data)
+    return OpenedData(cohort, store, cache, declared, max_bytes)

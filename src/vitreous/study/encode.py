@@ -1,0 +1,175 @@
+"""`vitreous encode STUDY`: fill the feature store; and the features of a study, read back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vitreous.config.compose import load_study
+from vitreous.config.study import StudyConfig
+from vitreous.core.errors import RunError, TooManyQuarantinedError
+from vitreous.core.files import replacing
+from vitreous.core.progress import progress_bar
+from vitreous.features.encode import EncoderTask, PassSummary, encode_missing
+from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
+from vitreous.inputs.preprocessing import PREPROCESSING_VERSION
+from vitreous.inputs.volume import DECODER_VERSION
+from vitreous.study.data import OpenedData, open_data
+from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.runtime import Runtime, resolve_runtime
+
+SHARD_SIZE = 64  # files a shard: at most this many are encoded again after a kill
+
+
+@dataclass(frozen=True)
+class StudyFeatures:
+    """Features of the usable samples, the same ones for every encoder.
+
+    Args:
+        samples: rows of the cohort that every encoder could use; `weight` is 1 / (usable volumes of the patient).
+        features: per encoder (N, D) float32, rows as in `samples`.
+        quarantined: sample_id, patient_id, relative, exception, message.
+        statistics: facts of each decoded volume, by sample id.
+        summary: what the pass did; zero everywhere when all was known.
+    """
+
+    samples: pd.DataFrame
+    features: Mapping[str, npt.NDArray[np.float32]]
+    quarantined: pd.DataFrame
+    statistics: pd.DataFrame
+    summary: PassSummary
+
+
+def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder) -> FeatureStore:
+    """Where the features of one encoder of this study lie."""
+    encoder = opened.encoder
+    space = FeatureSpace(
+        weights_hash=encoder.weights_hash,
+        encoder_options={"family": encoder.family, **opened.options},
+        spec=encoder.spec,
+        pooling=config.features.pooling,
+        grid=config.features.grid,
+        precision=runtime.precision,
+        dtype=config.features.dtype,
+        versions={"decoder": DECODER_VERSION, "preprocessing": PREPROCESSING_VERSION},
+        declared=data.describe_declared(),
+    )
+    return FeatureStore(Path(config.store).expanduser(), space)
+
+
+def encode_study(
+    config: StudyConfig, runtime: Runtime, data: OpenedData, encoders: Sequence[OpenedEncoder]
+) -> StudyFeatures:
+    """Encode what is missing, in one pass for all encoders, and read everything back.
+
+    Raises:
+        TooManyQuarantinedError: more than `data.max_quarantined` of the samples cannot be used.
+    """
+    stores = {opened.name: feature_store(config, runtime, data, opened) for opened in encoders}
+    asked = [request.file_id for request in data.requests]
+    tasks = []
+    for opened in encoders:
+        stores[opened.name].remove_partial()
+        missing = frozenset(asked) - stores[opened.name].known_files()
+        if missing:
+            tasks.append(EncoderTask(opened.name, opened.encoder, stores[opened.name], missing,
+                                     runtime.batch_size_for(opened.encoder.spec)))
+    summary = PassSummary()
+    if tasks:
+        files = len(frozenset().union(*(task.missing for task in tasks)))
+        with progress_bar(f"Encoding for {len(tasks)} encoders", files) as advance:
+            summary = encode_missing(
+                data.requests, tasks, stage=data.stage, load_volume=data.load_volume, shard_size=SHARD_SIZE,
+                workers=runtime.workers, device=runtime.torch_device, progress=advance)
+    rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
+    return _gather(config, data, rows, summary)
+
+
+def _gather(
+    config: StudyConfig, data: OpenedData, rows: Mapping[str, Mapping[str, EncodedFile | None]], summary: PassSummary
+) -> StudyFeatures:
+    samples = data.cohort.samples
+    problems: dict[str, tuple[str, str]] = {}
+    for file_id, error in summary.unreachable.items():
+        problems[file_id] = (type(error).__name__, str(error))
+    for by_id in rows.values():
+        for file_id, row in by_id.items():
+            if row is not None and row.exception:
+                problems.setdefault(file_id, (row.exception, row.message))
+    lost = [file_id for name, by_id in rows.items() for file_id, row in by_id.items()
+            if row is None and file_id not in problems]
+    if lost:
+        raise RunError(f"{len(lost)} files have neither features nor an error; the feature store was changed by "
+                       "another process during the run. Run the same command again.")
+    file_ids = data.file_ids.to_numpy()
+    is_bad = np.array([file_id in problems for file_id in file_ids], dtype=bool)
+    quarantined = samples.loc[is_bad, ["sample_id", "patient_id", "relative"]].copy()
+    quarantined["exception"] = [problems[file_id][0] for file_id in file_ids[is_bad]]
+    quarantined["message"] = [problems[file_id][1] for file_id in file_ids[is_bad]]
+    check_quarantined_share(len(quarantined), len(samples), config.data.max_quarantined, quarantined)
+    usable = samples.loc[~is_bad].reset_index(drop=True)
+    usable["weight"] = 1.0 / usable.groupby("patient_id")["sample_id"].transform("count")
+    ids = file_ids[~is_bad]
+    features = {name: np.stack([_features_of(by_id[file_id]) for file_id in ids]) for name, by_id in rows.items()}
+    first = next(iter(rows.values()))
+    statistics = pd.DataFrame([dict(_row(first[file_id]).statistics) for file_id in ids], index=usable["sample_id"])
+    return StudyFeatures(usable, features, quarantined, statistics, summary)
+
+
+def check_quarantined_share(bad: int, total: int, allowed: float, quarantined: pd.DataFrame) -> None:
+    """Stop where too much is unreadable for the rest to stand for the cohort.
+
+    Raises:
+        TooManyQuarantinedError: with the first reasons.
+    """
+    if total and bad / total > allowed:
+        reasons = quarantined["message"].value_counts().head(3)
+        shown = "; ".join(f"{count}× {message}" for message, count in reasons.items())
+        raise TooManyQuarantinedError(
+            f"{bad} of {total} samples ({bad / total:.1%}) cannot be used, more than data.max_quarantined "
+            f"({allowed:.1%}) allows. Most frequent: {shown}. Mend the files, or raise the share by name.")
+
+
+def write_data_errors(path: Path, quarantined: pd.DataFrame) -> None:
+    """``data_errors.csv``: participant_id, key, exception, message; a header alone when all could be read."""
+    table = quarantined.rename(columns={"patient_id": "participant_id", "relative": "key"})
+    with replacing(path) as aside:
+        table[["participant_id", "key", "sample_id", "exception", "message"]].to_csv(aside, index=False)
+
+
+def _row(row: EncodedFile | None) -> EncodedFile:
+    if row is None:
+        raise RunError("a file without features was taken for usable; please report this with the study file.")
+    return row
+
+
+def _features_of(row: EncodedFile | None) -> npt.NDArray[np.float32]:
+    features_D = _row(row).features_D
+    if features_D is None:
+        raise RunError("a quarantined file was taken for usable; please report this with the study file.")
+    return features_D
+
+
+def print_encode(study: str, overrides: Sequence[str]) -> None:
+    """Only fill the feature store, and say what was done."""
+    from rich.console import Console
+
+    config = load_study(study, overrides)
+    runtime = resolve_runtime(config)
+    data = open_data(config)
+    encoders = open_encoders(config, runtime, data.cache)
+    features = encode_study(config, runtime, data, encoders)
+    Console().print(describe_encoding(data, features), highlight=False)
+
+
+def describe_encoding(data: OpenedData, features: StudyFeatures) -> str:
+    """`rows = encoded + quarantined + excluded by rule`, and what this pass did."""
+    rows = len(data.cohort.samples) + len(data.cohort.excluded)
+    new: dict[str, Any] = dict(features.summary.num_encoded)
+    fresh = ", ".join(f"{name} {count}" for name, count in new.items()) or "nothing: all was known"
+    return (f"{rows} rows = {len(features.samples)} encoded + {len(features.quarantined)} quarantined + "
+            f"{len(data.cohort.excluded)} excluded by rule. Encoded now: {fresh}.")

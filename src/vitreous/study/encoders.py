@@ -1,0 +1,116 @@
+"""A study's encoders, opened: every checkpoint is read and checked before any work starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitreous.config.study import EncoderConfig, StudyConfig
+from vitreous.core.errors import ConfigError, UserError
+from vitreous.core.fingerprints import fingerprint
+from vitreous.core.streams import stream_seed
+from vitreous.encoders.catalog import FAMILIES, build_random_encoder, load_encoder
+from vitreous.encoders.encoder import Encoder
+from vitreous.storage.files import fetch_file
+from vitreous.storage.staging import StagingCache
+from vitreous.study.data import s3_options
+from vitreous.study.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """An encoder under the name the study gives it.
+
+    Args:
+        encoder: loaded, on the device of the run.
+        source: how to load it again; part of ``model.json``.
+        options: of the family.
+        overridden: fields of the InputSpec that the study overrides by name.
+        is_floor: random weights that serve as the floor `untrained`.
+    """
+
+    name: str
+    encoder: Encoder
+    source: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    overridden: tuple[str, ...] = ()
+    is_floor: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """What ``receipts/<encoder>.json`` holds: the load receipt, the input spec and what the study overrides."""
+        return {**self.encoder.receipt.to_json(), "name": self.name, "weights_hash": self.encoder.weights_hash,
+                "input_spec": self.encoder.spec.model_dump(mode="json"), "overridden": list(self.overridden),
+                "options": dict(self.options), "is_floor": self.is_floor}
+
+
+def open_encoders(config: StudyConfig, runtime: Runtime, cache: StagingCache) -> list[OpenedEncoder]:
+    """All encoders of the study, then the untrained ones that its floors ask for.
+
+    Raises:
+        ConfigError: with the problems of every encoder at once.
+    """
+    opened: list[OpenedEncoder] = []
+    problems: list[str] = []
+    for name, encoder in config.encoders.items():
+        try:
+            opened.append(_open(name, encoder, config, runtime, cache))
+        except UserError as error:
+            problems.append(f"encoders.{name}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return opened + _untrained_floors(config, opened, runtime)
+
+
+def _open(
+    name: str, encoder: EncoderConfig, config: StudyConfig, runtime: Runtime, cache: StagingCache
+) -> OpenedEncoder:
+    if encoder.family not in FAMILIES:
+        raise ConfigError(f"unknown family {encoder.family!r}; known are {', '.join(FAMILIES)}.")
+    source: dict[str, Any] = {"family": encoder.family, "options": dict(encoder.options), "input": dict(encoder.input)}
+    if encoder.random is not None:
+        # named by the architecture, not by the encoder: renaming an encoder keeps its features
+        seed = stream_seed(0, "random encoder", fingerprint(encoder.random))
+        built = build_random_encoder(
+            encoder.family, architecture=encoder.random, seed=seed, spec_override=encoder.input,
+            precision=runtime.precision, device=runtime.device, **encoder.options)
+        source |= {"random": dict(encoder.random), "seed": seed}
+    elif encoder.checkpoint is not None:
+        path = fetch_file(encoder.checkpoint, s3_options(config), cache)
+        built = load_encoder(
+            path, encoder.family, which=encoder.which, key_prefix=encoder.key_prefix, spec_override=encoder.input,
+            precision=runtime.precision, device=runtime.device, **encoder.options)
+        source |= {"checkpoint": encoder.checkpoint, "which": encoder.which, "key_prefix": encoder.key_prefix}
+    else:
+        raise ConfigError("neither checkpoint nor random is given.")
+    return OpenedEncoder(name, built, source, dict(encoder.options), tuple(sorted(encoder.input)),
+                         is_floor=encoder.random is not None)
+
+
+def _untrained_floors(
+    config: StudyConfig, opened: Sequence[OpenedEncoder], runtime: Runtime
+) -> list[OpenedEncoder]:
+    """Random weights for each architecture that has none yet in the study, on the same input."""
+    if "untrained" not in config.floors:
+        return []
+
+    def kind(one: OpenedEncoder) -> str:
+        spec = one.encoder.spec.model_dump(mode="json")
+        return fingerprint([one.encoder.family, one.encoder.architecture, spec, dict(one.options)])
+
+    covered = {kind(one) for one in opened if one.is_floor}
+    floors: list[OpenedEncoder] = []
+    for one in opened:
+        if kind(one) in covered:
+            continue
+        covered.add(kind(one))
+        taken = {other.name for other in [*opened, *floors]}
+        name = "untrained" if "untrained" not in taken else f"untrained_{one.name}"
+        architecture = dict(one.encoder.architecture)
+        seed = stream_seed(0, "random encoder", fingerprint(architecture))
+        overrides = config.encoders[one.name].input
+        built = build_random_encoder(
+            one.encoder.family, architecture=architecture, seed=seed, spec_override=overrides,
+            precision=runtime.precision, device=runtime.device, **one.options)
+        source = {"family": one.encoder.family, "options": dict(one.options), "input": dict(overrides),
+                  "random": architecture, "seed": seed}
+        floors.append(OpenedEncoder(name, built, source, one.options, one.overridden, is_floor=True))
+    return floors

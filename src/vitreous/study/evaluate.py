@@ -1,0 +1,78 @@
+"""The last step before the report: every choice is made, test is opened once, every chosen head is scored.
+
+Axes: N row, D feature.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitreous.config.study import StudyConfig
+from vitreous.core.files import write_json, write_text
+from vitreous.core.fingerprints import hash_file
+from vitreous.core.predictions import Predictions
+from vitreous.core.undefined import Undefined
+from vitreous.evidence.scores import confusion_matrix, score_predictions
+from vitreous.recipes.probe_logits import probe_logits
+from vitreous.reports.figures import confusion_matrix_svg
+from vitreous.samples.cohort import Cohort
+from vitreous.study.adapt import Row
+from vitreous.study.encode import StudyFeatures
+from vitreous.study.heads import read_tensors
+from vitreous.study.ledger import Ledger
+from vitreous.study.partitions import Partition
+from vitreous.study.run_directory import RunDirectory
+
+
+def evaluate_all(
+    config: StudyConfig, directory: RunDirectory, cohort: Cohort, rows: Sequence[Row],
+    partitions: Sequence[Partition], features: StudyFeatures,
+) -> None:
+    """Predict and score the test split with every chosen head.
+
+    The look is written to the ledger with a fingerprint of all choices before a label is handed out.
+    """
+    units = [(row, partition, seed) for row in rows for partition in partitions for seed in row.seeds]
+    folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
+    choices = {str(folder.relative_to(directory.root)): hash_file(folder / "best.safetensors") for folder in folders}
+    labels = Ledger(directory.ledger).open_test_labels(
+        cohort, purpose=f"final evaluation of {len(rows)} rows", choices=choices)
+    samples = features.samples
+    for (row, partition, _), folder in zip(units, folders, strict=True):
+        test_rows = partition.rows("test")
+        matrix_ND = features.features.get(row.encoder)
+        features_ND = np.zeros((len(test_rows), 1), np.float32) if matrix_ND is None else matrix_ND[test_rows]
+        ids = samples["sample_id"].to_numpy(np.str_)[test_rows]
+        test = Predictions(
+            ids, samples["patient_id"].to_numpy(np.str_)[test_rows],
+            np.array([labels[name] for name in ids], dtype=np.int64),
+            probe_logits(read_tensors(folder), features_ND), config.data.classes)
+        _write_scores(folder, test)
+
+
+def _write_scores(folder: Path, test: Predictions) -> None:
+    patients = test.per_patient()
+    val = Predictions.read(folder / "val_preds.parquet", test.classes).per_patient()
+    test.write(folder / "test_preds.parquet")
+    patients.write(folder / "test_preds_patient.parquet")
+    matrix_CC = confusion_matrix(patients.y_true_N, patients.y_pred_N, len(test.classes))
+    write_text(folder / "confusion_matrix.svg", confusion_matrix_svg(matrix_CC.tolist(), test.classes))
+    write_json(folder / "metrics.json", {
+        "schema_version": 1, "unit": "participants", "n_val": len(val.y_true_N), "n_test": len(patients.y_true_N),
+        "val": _plain(score_predictions(val.y_true_N, val.probs_NC, val.classes)),
+        "test": _plain(score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)),
+        "test_confusion": matrix_CC.tolist()})
+
+
+def _plain(scores: Mapping[str, float | Undefined]) -> dict[str, Any]:
+    """Numbers as they are; an undefined metric as null with its reason beside it."""
+    plain: dict[str, Any] = {}
+    for name, score in scores.items():
+        if isinstance(score, Undefined):
+            plain[name] = None
+            plain[f"{name}_undefined"] = score.reason
+        else:
+            plain[name] = score
+    return plain

@@ -1,0 +1,91 @@
+"""The folder of one trained head: written whole, recognised when a run is continued, read by everything after.
+
+``model.json`` is written last; a folder that has it is finished.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import yaml
+from safetensors.numpy import load_file, save
+
+from vitreous.core.files import replacing, write_bytes, write_json, write_text
+from vitreous.core.predictions import Predictions
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """One trained head.
+
+    Args:
+        seed: of the training.
+        setting: what was chosen, as plain values.
+        tensors: weights and standardiser.
+        history: one row per epoch; empty for recipes without epochs.
+        best_epoch: the epoch whose weights are kept, 0 for recipes without epochs.
+        val_score: the study's metric on val.
+        val: predictions of the val volumes.
+    """
+
+    seed: int
+    setting: Mapping[str, Any]
+    tensors: Mapping[str, npt.NDArray[Any]]
+    history: Sequence[Mapping[str, Any]]
+    best_epoch: int
+    val_score: float
+    val: Predictions
+
+
+def write_head(folder: Path, head: Head, *, unit: str, model: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Write the folder of one head.
+
+    Args:
+        unit: fingerprint of all that decided the head; a later run continues only from the same.
+        model: what `predict` needs besides the tensors: encoder, input spec, pooling, …
+        recipe: the recipe as the study has it.
+    """
+    classes = head.val.classes
+    effective = {**recipe, **head.setting, "seed": head.seed}
+    effective.pop("grid", None)
+    write_text(folder / "config.yaml", yaml.safe_dump(effective, sort_keys=True))
+    write_json(folder / "class_to_idx.json", {name: index for index, name in enumerate(classes)})
+    with replacing(folder / "history.csv") as aside:
+        pd.DataFrame(head.history).to_csv(aside, index=False)
+    head.val.write(folder / "val_preds.parquet")
+    arrays = {name: np.ascontiguousarray(value) for name, value in sorted(head.tensors.items())}
+    write_bytes(folder / "best.safetensors", save(arrays))
+    write_json(folder / "model.json", {
+        **model, "schema_version": SCHEMA_VERSION, "unit": unit, "classes": list(classes), "seed": head.seed,
+        "setting": dict(head.setting), "best_epoch": head.best_epoch, "val_score": head.val_score})
+
+
+def is_finished(folder: Path, unit: str) -> bool:
+    """Whether the folder holds a whole head made by the same settings."""
+    path = folder / "model.json"
+    return path.exists() and json.loads(path.read_text())["unit"] == unit
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """``model.json`` of a finished head."""
+    model: dict[str, Any] = json.loads((folder / "model.json").read_text())
+    return model
+
+
+def read_tensors(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """Weights and standardiser of a finished head."""
+    tensors: dict[str, npt.NDArray[Any]] = load_file(folder / "best.safetensors")
+    return tensors
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """Training curves; empty for recipes without epochs."""
+    path = folder / "history.csv"
+    return pd.read_csv(path) if path.stat().st_size > 1 else pd.DataFrame()

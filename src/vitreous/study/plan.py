@@ -1,0 +1,256 @@
+"""`vitreous plan STUDY`: what would be read, encoded and trained; counts, time, bytes, memory. Writes nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from vitreous.config.compose import load_study
+from vitreous.config.recipes import LinearProbe, MlpProbe
+from vitreous.config.study import StudyConfig
+from vitreous.core.finding import Finding
+from vitreous.encoders.encoder import Encoder
+from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory
+from vitreous.study.adapt import grid_members, probe_settings
+from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
+from vitreous.study.data import OpenedData, open_data
+from vitreous.study.encode import feature_store
+from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.runtime import Runtime, resolve_runtime
+
+_BYTES_PER_FEATURE = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """What one encoder has to do.
+
+    Args:
+        num_known: files whose features are kept already.
+        num_missing: files to encode.
+        feature_bytes: of the features still to be kept, before compression.
+    """
+
+    name: str
+    family: str
+    size: tuple[int, int, int]
+    parameters: int
+    matched: str
+    num_known: int
+    num_missing: int
+    cost: EncoderCost
+    feature_bytes: int
+    is_floor: bool
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time to encode what is missing."""
+        return self.num_missing * self.cost.seconds
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """What one recipe trains, for each encoder."""
+
+    name: str
+    kind: str
+    num_members: int
+    flops: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study looked at before it is run.
+
+    Args:
+        counts: patients and volumes per class, split and domain.
+        excluded: rule → rows left out.
+        num_files, num_bytes: what would be read, at most.
+        run_dir: where the run would be.
+    """
+
+    counts: pd.DataFrame
+    excluded: dict[str, int]
+    findings: tuple[Finding, ...]
+    num_samples: int
+    num_patients: int
+    num_files: int
+    num_bytes: int
+    encoders: tuple[EncoderPlan, ...]
+    recipes: tuple[RecipePlan, ...]
+    runtime: Runtime
+    run_dir: Path
+
+
+def make_plan(config: StudyConfig) -> Plan:
+    """Check everything that can be checked without reading a volume.
+
+    Raises:
+        UserError: what `run` would refuse.
+    """
+    runtime = resolve_runtime(config)
+    data = open_data(config, keep_listing=False)
+    encoders = open_encoders(config, runtime, data.cache)
+    costs = _costs(encoders, runtime)
+    samples = data.cohort.samples
+    locations = {info.location: info.size for info in data.infos.values()}
+    return Plan(
+        data.cohort.counts, {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
+        data.cohort.findings, len(samples), int(samples["patient_id"].nunique()), len(locations),
+        sum(locations.values()), tuple(_plan_encoder(config, runtime, data, opened, costs) for opened in encoders),
+        tuple(_plan_recipes(config, data, encoders)), runtime, Path(config.runs).expanduser() / config.name)
+
+
+def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime) -> dict[str, EncoderCost]:
+    """By encoder name; encoders of one architecture and input are counted once."""
+    speed = measure_matmul_flops(runtime)
+    by_kind: dict[str, EncoderCost] = {}
+    costs = {}
+    for opened in encoders:
+        kind = f"{opened.encoder.family}{opened.encoder.architecture}{opened.encoder.spec.size}{dict(opened.options)}"
+        if kind not in by_kind:
+            by_kind[kind] = estimate_cost(opened.encoder, runtime, speed)
+        costs[opened.name] = by_kind[kind]
+    return costs
+
+
+def _plan_encoder(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder,
+                  costs: dict[str, EncoderCost]) -> EncoderPlan:
+    asked = {request.file_id for request in data.requests}
+    known = asked & feature_store(config, runtime, data, opened).known_files()
+    width = opened.encoder.width * (_cells(config) if config.features.pooling == "grid" else 1)
+    receipt = opened.encoder.receipt
+    return EncoderPlan(
+        opened.name, opened.encoder.family, opened.encoder.spec.size, num_parameters(opened.encoder),
+        f"{receipt.tensors_matched}/{receipt.tensors_total}", len(known), len(asked) - len(known),
+        costs[opened.name], (len(asked) - len(known)) * width * _BYTES_PER_FEATURE[config.features.dtype],
+        opened.is_floor)
+
+
+def num_parameters(encoder: Encoder) -> int:
+    """Numbers in the encoder's weights."""
+    return sum(tensor.numel() for tensor in encoder.parameters())
+
+
+def _cells(config: StudyConfig) -> int:
+    t, h, w = config.features.grid or (1, 1, 1)
+    return t * h * w
+
+
+def _plan_recipes(config: StudyConfig, data: OpenedData, encoders: Sequence[OpenedEncoder]) -> list[RecipePlan]:
+    split = data.cohort.samples["split"]
+    folds = config.folds.k if config.folds else 1
+    num_train = int((split == "train").sum()) if config.folds is None else len(split) * (folds - 2) // folds
+    num_val = int((split == "val").sum()) if config.folds is None else len(split) // folds
+    width = max(opened.encoder.width for opened in encoders) * _cells(config)
+    size = GridSize(num_train, num_val, width, len(config.data.classes))
+    plans = []
+    for name, recipe in config.recipes.items():
+        if isinstance(recipe, LinearProbe | MlpProbe):
+            members, settings = grid_members(recipe, config.seeds), probe_settings(recipe)
+            plans.append(RecipePlan(name, recipe.kind, len(members) * folds,
+                                    folds * estimate_probe_flops(members, settings, size),
+                                    estimate_probe_memory(members, settings, size)))
+        else:
+            members_of_sweep = len(recipe.C) if recipe.kind == "logistic_regression" else len(recipe.k)
+            plans.append(RecipePlan(name, recipe.kind, members_of_sweep * folds, 0, 0))
+    return plans
+
+
+def print_plan(study: str, overrides: Sequence[str]) -> None:
+    """Show the plan in the terminal."""
+    config = load_study(study, overrides)
+    plan = make_plan(config)
+    console = Console()
+    console.print(f"[bold]{config.name}[/]  {plan.num_patients} participants, {plan.num_samples} volumes, "
+                  f"{plan.num_files} files, {_size(plan.num_bytes)}", highlight=False)
+    for table in counts_tables(plan.counts):
+        console.print(table)
+    if plan.excluded:
+        console.print(_excluded_table(plan.excluded))
+    for finding in plan.findings:
+        console.print(f"[yellow]{finding.severity}[/] {finding.title} {finding.evidence} {finding.remedy}",
+                      highlight=False)
+    console.print(_encoders_table(plan))
+    console.print(_recipes_table(plan))
+    seconds = sum(encoder.seconds for encoder in plan.encoders)
+    console.print(f"Encoding about {_duration(seconds)} on {plan.runtime.device} in {plan.runtime.precision}, estimated "
+                  f"from counted operations and this machine's matrix products. Features "
+                  f"{_size(sum(encoder.feature_bytes for encoder in plan.encoders))} in {config.store}. "
+                  f"The run would be in {plan.run_dir}. Nothing was written.", highlight=False)
+
+
+def counts_tables(counts: pd.DataFrame) -> list[Table]:
+    """Patients (volumes) per value and split: one table for the classes, one per domain."""
+    tables = []
+    for column in counts["column"].unique():
+        table = Table(title=f"Participants (volumes) by {column}", title_justify="left")
+        table.add_column(str(column))
+        part = counts[counts["column"] == column]
+        splits = [split for split in ("train", "val", "test", "") if split in set(part["split"])]
+        for split in splits:
+            table.add_column(split or "all", justify="right")
+        for value in part["value"].unique():
+            cells = []
+            for split in splits:
+                row = part[(part["value"] == value) & (part["split"] == split)]
+                cells.append(f"{row['patients'].sum()} ({row['volumes'].sum()})")
+            table.add_row(str(value), *cells)
+        tables.append(table)
+    return tables
+
+
+def _excluded_table(excluded: dict[str, int]) -> Table:
+    table = Table(title="Excluded by rule", title_justify="left")
+    table.add_column("rule")
+    table.add_column("rows", justify="right")
+    for rule, count in excluded.items():
+        table.add_row(rule, str(count))
+    return table
+
+
+def _encoders_table(plan: Plan) -> Table:
+    table = Table(title="Encoders", title_justify="left")
+    for name in ("encoder", "family", "input D×H×W"):
+        table.add_column(name)
+    for name in ("parameters", "tensors", "known", "to encode", "TFLOP/volume", "s/volume"):
+        table.add_column(name, justify="right")
+    for encoder in plan.encoders:
+        table.add_row(
+            encoder.name, encoder.family, "×".join(map(str, encoder.size)), f"{encoder.parameters / 1e6:.1f} M",
+            encoder.matched, str(encoder.num_known), str(encoder.num_missing), f"{encoder.cost.flops / 1e12:.3g}",
+            f"{encoder.cost.seconds:.2g}")
+    return table
+
+
+def _recipes_table(plan: Plan) -> Table:
+    table = Table(title="Recipes, for each encoder", title_justify="left")
+    table.add_column("recipe")
+    table.add_column("kind")
+    for name in ("heads", "TFLOP", "memory"):
+        table.add_column(name, justify="right")
+    for recipe in plan.recipes:
+        table.add_row(recipe.name, recipe.kind, str(recipe.num_members),
+                      f"{recipe.flops / 1e12:.3g}" if recipe.flops else "–",
+                      _size(recipe.memory_bytes) if recipe.memory_bytes else "–")
+    return table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

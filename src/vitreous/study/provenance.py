@@ -1,0 +1,66 @@
+"""Where a run's numbers come from: code, environment, seeds, files."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitreous.config.study import StudyConfig
+from vitreous.core.fingerprints import fingerprint
+from vitreous.samples.cohort import Cohort
+from vitreous.study.runtime import Runtime
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("vitreous", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "timm", "pydicom", "nibabel",
+             "obstore", "safetensors", "hydra-core", "pydantic")
+
+
+def cohort_fingerprint(cohort: Cohort) -> str:
+    """Names the samples, their files' identity, split and the train and val labels; test labels are sealed."""
+    columns = ["sample_id", "patient_id", "relative", "item", "size", "etag", "split", "y"]
+    return fingerprint({name: cohort.samples[name].tolist() for name in columns})
+
+
+def describe_run(config: StudyConfig, runtime: Runtime, cohort: Cohort, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Plain values for ``provenance.json``."""
+    import torch
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study": config.name,
+        "seeds": list(config.seeds),
+        "hashes": dict(hashes),
+        "key_manifest": {"files": int(cohort.samples["relative"].nunique()),
+                         "bytes": int(cohort.samples.drop_duplicates("relative")["size"].sum()),
+                         "sha256": cohort_fingerprint(cohort)},
+        "code": _git_state(Path(__file__).parent),
+        "environment": {
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "device": runtime.device,
+            "precision": runtime.precision,
+            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def _git_state(folder: Path) -> dict[str, Any]:
+    """Commit of the code and whether it was changed; says so where the code is not in a git checkout."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_sha": None, "why": "the code does not lie in a git checkout"}
+    return {"git_sha": commit, "uncommitted_changes": bool(changed)}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()

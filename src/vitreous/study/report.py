@@ -1,0 +1,183 @@
+"""`vitreous report RUN_DIR`: tables and report, made anew from what a finished run left on disk."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from vitreous.config.study import StudyConfig
+from vitreous.core.errors import UserError
+from vitreous.core.finding import Finding
+from vitreous.core.privacy import load_id_key
+from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_leaderboard
+from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
+from vitreous.reports.quarantine import keyed_rows
+from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
+from vitreous.reports.trackers import log_run
+from vitreous.study.account import read_account
+from vitreous.study.heads import read_history, read_model
+from vitreous.study.ledger import Ledger
+from vitreous.study.rows import KeptRow, read_kept_rows, read_rows
+from vitreous.study.run_directory import RunDirectory, kept_study
+
+_NO_PATIENTS = "no_patient_ids"
+
+
+def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
+    """The leaderboard of a finished run, from its predictions."""
+    return build_leaderboard(read_rows(directory, config), metric=config.metric, seed=config.intervals.seed,
+                             num_resamples=config.intervals.resamples, level=config.intervals.level)
+
+
+def write_outputs(directory: RunDirectory) -> pd.DataFrame:
+    """Write leaderboard.csv, leaderboard.md and report.html, and tell the tracker if the study names one.
+
+    Returns:
+        The leaderboard as a table.
+
+    Raises:
+        UserError: the folder is no finished run.
+    """
+    config = kept_study(directory)
+    leaderboard = leaderboard_of(directory, config)
+    write_leaderboard(leaderboard, directory.root)
+    render_report(_report_data(directory, config, leaderboard), directory.report)
+    if config.tracker is not None:
+        _track(directory, config, leaderboard)
+    return pd.read_csv(directory.root / "leaderboard.csv")
+
+
+def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard) -> ReportData:
+    account = read_account(directory)
+    kept = read_kept_rows(directory)
+    findings = [Finding(**finding) for finding in account["findings"]]
+    quarantined = pd.read_csv(directory.data_errors, dtype=str, keep_default_na=False).rename(
+        columns={"participant_id": "patient_id", "key": "relative"})
+    receipts = {path.stem: json.loads(path.read_text()) for path in sorted(directory.root.glob("receipts/*.json"))}
+    return ReportData(
+        study=config.name,
+        leaderboard=leaderboard,
+        flow=DataFlow(account["rows"], account["encoded"], account["quarantined"], account["excluded_by_rule"]),
+        encoders=tuple(EncoderReport(name, receipt["is_floor"], receipt, receipt["input_spec"],
+                                     tuple(receipt["overridden"])) for name, receipt in receipts.items()),
+        counts=_count_tables(pd.read_csv(directory.root / "counts.csv", dtype=str, keep_default_na=False)),
+        curves=tuple(_curves(directory, row) for row in kept if _has_curves(directory, row)),
+        quarantined=keyed_rows(quarantined, load_id_key()),
+        findings=tuple([*(f for f in findings if f.code != _NO_PATIENTS), *_choice_findings(directory, kept),
+                        *_lost_patients(account)]),
+        banners=tuple(f.title for f in findings if f.code == _NO_PATIENTS),
+        looks=tuple(vars(look) for look in Ledger(directory.ledger).looks()),
+        settings_yaml=directory.study_yaml.read_text(),
+        provenance=json.loads(directory.provenance.read_text()),
+        rebuild=f"vitreous report {directory.root}",
+    )
+
+
+def _count_tables(counts: pd.DataFrame) -> tuple[Table, ...]:
+    """One table per column of the cohort: participants (volumes) by split."""
+    tables = []
+    for column in counts["column"].unique():
+        part = counts[counts["column"] == column]
+        splits = [split for split in ("train", "val", "test", "") if split in set(part["split"])]
+        cells = {(row.value, row.split): f"{row.patients} ({row.volumes})" for row in part.itertuples()}
+        rows = tuple((value, *(cells.get((value, split), "0 (0)") for split in splits))
+                     for value in part["value"].unique())
+        heads = (str(column), *(split or "all" for split in splits))
+        tables.append(Table(f"Participants (volumes) by {column}", heads, rows))
+    return tuple(tables)
+
+
+def _has_curves(directory: RunDirectory, row: KeptRow) -> bool:
+    return not read_history(directory.unit(row.encoder, row.recipe, row.seeds[0], row.folds[0])).empty
+
+
+def _curves(directory: RunDirectory, row: KeptRow) -> TrainingCurves:
+    histories: dict[str, Sequence[Mapping[str, float]]] = {}
+    best: dict[str, int] = {}
+    setting: dict[str, Any] = {}
+    for fold in row.folds:
+        for seed in row.seeds:
+            folder = directory.unit(row.encoder, row.recipe, seed, fold)
+            label = f"seed {seed}" if fold is None else f"fold {fold}, seed {seed}"
+            history = read_history(folder)
+            histories[label] = [dict(zip(history.columns, values, strict=True)) for values in history.to_numpy().tolist()]
+            model = read_model(folder)
+            best[label] = model["best_epoch"]
+            setting = model["setting"]
+    words = ", ".join(f"{name} {value}" for name, value in setting.items())
+    return TrainingCurves(f"{row.encoder} / {row.recipe}", words, histories, best)
+
+
+def _choice_findings(directory: RunDirectory, kept: Sequence[KeptRow]) -> list[Finding]:
+    """What selection noticed: choices at the edge of a grid, members that diverged. Each says of which rows."""
+    rows_by_finding: dict[Finding, list[str]] = {}
+    for row in kept:
+        for fold in row.folds:
+            folder = directory.unit(row.encoder, row.recipe, row.seeds[0], fold).parent
+            for found in json.loads((folder / "selection.json").read_text())["findings"]:
+                name = f"{row.encoder} / {row.recipe}" + ("" if fold is None else f" (fold {fold})")
+                rows_by_finding.setdefault(Finding(**found), []).append(name)
+    return [replace(finding, evidence=f"{finding.evidence}: {', '.join(names)}")
+            for finding, names in rows_by_finding.items()]
+
+
+def _lost_patients(account: Mapping[str, Any]) -> list[Finding]:
+    lost = account["patients_without_usable_volume"]
+    if not lost:
+        return []
+    return [Finding("lost_patients", "warning", "Some participants have no usable volume, so no prediction was made "
+                    "for them.", ", ".join(f"{split}: {count}" for split, count in lost.items()),
+                    "See data_errors.csv in the run directory.")]
+
+
+def _track(directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard) -> None:
+    if config.tracker is None:
+        raise UserError("the study names no tracker.")
+    log_run(config.tracker, directory.root, leaderboard)
+
+
+def print_leaderboard(run_dir: Path, console: Console) -> None:
+    """Show the leaderboard of a finished run in the terminal."""
+    directory = RunDirectory(run_dir)
+    console.print(render_terminal(leaderboard_of(directory, kept_study(directory))))
+
+
+def print_report(run_dir: Path) -> None:
+    """Rebuild and show."""
+    directory = RunDirectory(run_dir)
+    write_outputs(directory)
+    console = Console()
+    print_leaderboard(run_dir, console)
+    console.print(f"report  {directory.report}", highlight=False, soft_wrap=True)
+
+
+def print_joint_leaderboard(root: Path, folders: Sequence[Path], console: Console) -> None:
+    """One leaderboard over several finished runs of one study; each row's name says which run it is of.
+
+    Raises:
+        UserError: the runs differ in classes, metric or test patients, so their rows cannot be compared.
+    """
+    rows: list[RowPredictions] = []
+    configs = {folder: kept_study(RunDirectory(folder)) for folder in folders}
+    if not configs:
+        raise UserError(f"{root}: no job has finished; see the messages above.")
+    first = next(iter(configs.values()))
+    for folder, config in configs.items():
+        if (config.metric, config.data.classes) != (first.metric, first.data.classes):
+            raise UserError(f"{folder}: metric or classes differ from those of {folders[0]}; look at each leaderboard.")
+        for row in read_rows(RunDirectory(folder), config):
+            rows.append(replace(row, recipe=f"{row.recipe} [{folder.name}]"))
+    try:
+        leaderboard = build_leaderboard(
+            rows, metric=first.metric, seed=first.intervals.seed, num_resamples=first.intervals.resamples,
+            level=first.intervals.level)
+    except ValueError as error:
+        raise UserError(f"{root}: the jobs cannot stand in one leaderboard: {error}. Each job has its own in its "
+                        "folder.") from error
+    write_leaderboard(leaderboard, root)
+    console.print(render_terminal(leaderboard))
+    console.print(f"joint leaderboard  {root / 'leaderboard.md'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""The rows of a finished run, read back from its folder: predictions on disk are all a leaderboard needs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from vitreous.config.recipes import Knn
+from vitreous.config.study import StudyConfig
+from vitreous.core.errors import UserError
+from vitreous.core.files import write_json
+from vitreous.core.predictions import Predictions
+from vitreous.reports.leaderboard import RowPredictions
+from vitreous.study.adapt import MAJORITY, Row
+from vitreous.study.encoders import OpenedEncoder
+from vitreous.study.run_directory import RunDirectory
+
+_LEARNED = ("layers.", "norms.")
+_NOT_LEARNED = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """What ``rows.json`` says of one row."""
+
+    encoder: str
+    recipe: str
+    seeds: tuple[int, ...]
+    folds: tuple[int | None, ...]
+    is_floor: bool
+    is_constant: bool
+    counts_parameters: bool
+    notes: tuple[str, ...]
+
+
+def write_rows(directory: RunDirectory, rows: Sequence[Row], encoders: Sequence[OpenedEncoder],
+               num_folds: int | None) -> None:
+    """Write ``rows.json``: which folders make up which row."""
+    by_name = {opened.name: opened for opened in encoders}
+    folds = [None] if num_folds is None else list(range(num_folds))
+    write_json(directory.root / "rows.json", [
+        {"encoder": row.encoder, "recipe": row.recipe_name, "seeds": list(row.seeds), "folds": folds,
+         "is_floor": row.encoder not in by_name or by_name[row.encoder].is_floor,
+         "is_constant": row.recipe is None and row.recipe_name == MAJORITY,
+         "counts_parameters": row.recipe is not None and not isinstance(row.recipe, Knn),
+         "notes": _notes(by_name[row.encoder]) if row.encoder in by_name else []}
+        for row in rows
+    ])
+
+
+def _notes(opened: OpenedEncoder) -> list[str]:
+    if not opened.overridden:
+        return []
+    return [f"input overridden by the study: {', '.join(opened.overridden)}"]
+
+
+def read_kept_rows(directory: RunDirectory) -> list[KeptRow]:
+    """``rows.json`` of a run.
+
+    Raises:
+        UserError: the run never came so far.
+    """
+    path = directory.root / "rows.json"
+    if not path.exists():
+        raise UserError(f"{directory.root}: the run is not finished (no rows.json); run the same study again.")
+    return [
+        KeptRow(row["encoder"], row["recipe"], tuple(row["seeds"]), tuple(row["folds"]), row["is_floor"],
+                row["is_constant"], row["counts_parameters"], tuple(row["notes"]))
+        for row in json.loads(path.read_text())
+    ]
+
+
+def read_rows(directory: RunDirectory, config: StudyConfig) -> list[RowPredictions]:
+    """Predictions of every row, folds of a seed put together.
+
+    Raises:
+        UserError: a head has no test predictions yet.
+    """
+    return [_read_row(directory, kept, config.data.classes) for kept in read_kept_rows(directory)]
+
+
+def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...]) -> RowPredictions:
+    val, test = {}, {}
+    for seed in kept.seeds:
+        folders = [directory.unit(kept.encoder, kept.recipe, seed, fold) for fold in kept.folds]
+        missing = [folder for folder in folders if not (folder / "test_preds.parquet").exists()]
+        if missing:
+            raise UserError(f"{missing[0]}: no test_preds.parquet; the run is not finished, run the same study again.")
+        val[seed] = _joined([Predictions.read(folder / "val_preds.parquet", classes) for folder in folders])
+        test[seed] = _joined([Predictions.read(folder / "test_preds.parquet", classes) for folder in folders])
+    first = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], kept.folds[0])
+    return RowPredictions(
+        kept.encoder, kept.recipe, val, test, kept.is_floor, kept.is_constant,
+        _count_parameters(first) if kept.counts_parameters else None, kept.notes)
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    if len(parts) == 1:
+        return parts[0]
+    return Predictions(
+        np.concatenate([part.sample_id_N for part in parts]), np.concatenate([part.patient_id_N for part in parts]),
+        np.concatenate([part.y_true_N for part in parts]), np.concatenate([part.scores_NC for part in parts]),
+        parts[0].classes)
+
+
+def _count_parameters(folder: Path) -> int:
+    with safe_open(f"{folder}/best.safetensors", "numpy") as file:
+        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys()  # noqa: SIM118
+                   if name.startswith(_LEARNED) and not name.endswith(_NOT_LEARNED))

@@ -1,0 +1,94 @@
+"""`vitreous run STUDY`: encode → adapt → evaluate → leaderboard and report. The same command resumes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from vitreous.config.compose import load_study
+from vitreous.config.study import StudyConfig
+from vitreous.core.files import remove_partial_files, write_json
+from vitreous.features.store import FeatureStore
+from vitreous.study.account import write_account
+from vitreous.study.adapt import adapt_all, rows_of
+from vitreous.study.data import OpenedData, open_data
+from vitreous.study.encode import StudyFeatures, describe_encoding, encode_study, feature_store
+from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.evaluate import evaluate_all
+from vitreous.study.partitions import make_partitions, restrict
+from vitreous.study.provenance import cohort_fingerprint, describe_run
+from vitreous.study.report import print_leaderboard, write_outputs
+from vitreous.study.rows import write_rows
+from vitreous.study.run_directory import RunDirectory, claim
+from vitreous.study.runtime import Runtime, resolve_runtime
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Args:
+        run_dir: where everything is.
+        leaderboard: ``leaderboard.csv`` as a table.
+        report: ``report.html``.
+    """
+
+    run_dir: Path
+    leaderboard: pd.DataFrame
+    report: Path
+
+
+def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Console | None = None) -> Result:
+    """Run a whole study, or what is left of it.
+
+    Args:
+        run_dir: ``<runs>/<name>`` if left out.
+        console: where progress is told; the error stream if left out.
+
+    Raises:
+        VitreousError: the run failed; what is finished is kept.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    directory = RunDirectory(run_dir or Path(config.runs).expanduser() / config.name)
+    runtime = resolve_runtime(config)
+    data = open_data(config)
+    encoders = open_encoders(config, runtime, data.cache)
+    hashes = {"cohort": cohort_fingerprint(data.cohort)}
+    hashes |= {f"encoders.{opened.name}.weights": opened.encoder.weights_hash for opened in encoders}
+    claim(directory, config, describe_run(config, runtime, data.cohort, hashes))
+    for folder in [directory.root, *directory.root.glob("**/")]:
+        remove_partial_files(folder)
+    for opened in encoders:
+        write_json(directory.receipt(opened.name), opened.describe())
+    features = encode_study(config, runtime, data, encoders)
+    console.print(describe_encoding(data, features))
+    write_account(directory, data, features)
+    partitions = [restrict(partition, data.cohort.samples["sample_id"], features.samples["sample_id"])
+                  for partition in make_partitions(data.cohort.samples, config.folds)]
+    rows = rows_of(config, encoders)
+    models = {opened.name: _describe_model(config, runtime, data, opened, features) for opened in encoders}
+    adapt_all(config, directory, rows, partitions, features, models)
+    write_rows(directory, rows, encoders, config.folds.k if config.folds else None)
+    evaluate_all(config, directory, data.cohort, rows, partitions, features)
+    leaderboard = write_outputs(directory)
+    return Result(directory.root, leaderboard, directory.report)
+
+
+def _describe_model(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder,
+                    features: StudyFeatures) -> dict[str, Any]:
+    """What ``model.json`` says of the encoder: all that is needed to make the same features again."""
+    store: FeatureStore = feature_store(config, runtime, data, opened)
+    return {"encoder": {"name": opened.name, **opened.source}, "feature_space": store.space.describe(),
+            "feature_key": store.space.key, "width": int(features.features[opened.name].shape[1])}
+
+
+def print_run(study: str, overrides: Sequence[str]) -> None:
+    """Run a study and print its leaderboard and where the report is."""
+    console = Console()
+    result = run_study(load_study(study, overrides))
+    print_leaderboard(result.run_dir, console)
+    console.print(f"\nreport       {result.report}", highlight=False, soft_wrap=True)
+    console.print(f"leaderboard  {result.run_dir / 'leaderboard.md'}", highlight=False, soft_wrap=True)

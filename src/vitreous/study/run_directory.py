@@ -1,0 +1,121 @@
+"""The run directory: who it belongs to, and where each artefact lies."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitreous.config.compose import validate_study
+from vitreous.config.study import PLACES, StudyConfig
+from vitreous.core.errors import StudyMismatchError, UserError
+from vitreous.core.files import write_json, write_text
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run. See the contract in docs/run_directory.md."""
+
+    root: Path
+
+    def unit(self, encoder: str, recipe: str, seed: int, fold: int | None = None) -> Path:
+        """Folder of one trained head."""
+        middle = () if fold is None else (f"fold{fold}",)
+        return self.root.joinpath(encoder, recipe, *middle, f"seed{seed}")
+
+    @property
+    def study_yaml(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.parquet"
+
+    @property
+    def data_errors(self) -> Path:
+        return self.root / "data_errors.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def receipt(self, encoder: str) -> Path:
+        """Load receipt of one encoder."""
+        return self.root / "receipts" / f"{encoder}.json"
+
+
+def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str, Any]) -> None:
+    """Make the directory this study's, or check that it already is.
+
+    Args:
+        directory: where the run lives.
+        config: resolved study.
+        provenance: written on the first run; its `hashes` (of the cohort and of each encoder's weights) must
+            be the same on every later one.
+
+    Raises:
+        StudyMismatchError: other settings or other data made the directory; names the keys that differ.
+    """
+    settings = resolved_settings(config)
+    if directory.study_yaml.exists():
+        kept = _comparable(yaml.safe_load(directory.study_yaml.read_text()))
+        now = _comparable(settings)
+        if directory.provenance.exists():
+            kept |= _flatten(json.loads(directory.provenance.read_text())["hashes"], "content")
+            now |= _flatten(provenance["hashes"], "content")
+        if different := _differing_keys(kept, now):
+            raise StudyMismatchError(
+                f"{directory.root}: this run was made by other settings; different: {', '.join(different)}. "
+                "Give the study another name (name=…), or remove the folder to start over."
+            )
+    else:
+        write_text(directory.study_yaml, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    if not directory.provenance.exists():
+        write_json(directory.provenance, provenance)
+
+
+def kept_study(directory: RunDirectory) -> StudyConfig:
+    """The study a run was made by.
+
+    Raises:
+        UserError: the folder is no run directory.
+    """
+    if not directory.study_yaml.exists():
+        raise UserError(f"{directory.root}: no run directory (it has no study.yaml); give runs/<study>.")
+    return validate_study(yaml.safe_load(directory.study_yaml.read_text()), where=str(directory.study_yaml))
+
+
+def resolved_settings(config: StudyConfig) -> dict[str, Any]:
+    """Every key of the study with the value it took, as plain values."""
+    return config.model_dump(mode="json")
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat = _flatten({key: value for key, value in settings.items() if key not in PLACES})
+    flat.pop("data.refresh_listing", None)
+    return flat
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: value}
+
+
+def _differing_keys(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = sorted(kept.keys() | now.keys())
+    return [f"{name} ({kept.get(name, 'absent')!r} then, {now.get(name, 'absent')!r} now)"
+            for name in names if kept.get(name, "absent") != now.get(name, "absent")]
