@@ -31,8 +31,9 @@ def attend(q_BHNE: torch.Tensor, k_BHNE: torch.Tensor, v_BHNE: torch.Tensor) -> 
 def attend_in_blocks(q_BHNE: torch.Tensor, k_BHNE: torch.Tensor, v_BHNE: torch.Tensor) -> torch.Tensor:
     """:func:`attend` by blocks of queries; no gradients.
 
-    Where norms show that no score can over- or underflow, 2^score is summed as it stands, which spares the search
-    for each row's maximum; elsewhere the maximum is subtracted first. Both are the same softmax.
+    The mean key is subtracted from every key: a row's scores all shift alike, which softmax does not see, and
+    smaller scores lose less to bfloat16. Where norms show that no score can over- or underflow, 2^score is summed
+    as it stands, which spares the search for each row's maximum; elsewhere the maximum is subtracted first.
     """
     out_BHNE = torch.empty(q_BHNE.shape, dtype=q_BHNE.dtype, device=q_BHNE.device)
     num_queries, num_keys = q_BHNE.shape[2], k_BHNE.shape[2]
@@ -46,6 +47,7 @@ def attend_in_blocks(q_BHNE: torch.Tensor, k_BHNE: torch.Tensor, v_BHNE: torch.T
 def _attend_head(
     q_NE: torch.Tensor, k_NE: torch.Tensor, v_NE: torch.Tensor, out_NE: torch.Tensor, scores_MN: torch.Tensor
 ) -> None:
+    k_NE = (k_NE.float() - k_NE.mean(0, dtype=torch.float32)).to(k_NE.dtype)
     scale = q_NE.shape[-1] ** -0.5
     largest = float(_largest_norm(q_NE) * _largest_norm(k_NE)) * scale * _LOG2_E  # bounds every |score|
     is_safe = largest < _SAFE_EXPONENT
