@@ -1,0 +1,172 @@
+"""A checked cohort: one row a sample, the labels of the test split sealed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from vitreous.core.errors import SampleError
+from vitreous.core.finding import Finding
+from vitreous.samples.problems import Problems
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SAMPLE_COLUMNS = ("sample_id", "patient_id", "relative", "item", "size", "etag", "split", "y", "weight")
+EXCLUDED_COLUMNS = ("sample_id", "patient_id", "relative", "rule", "detail")
+SEALED = -1
+
+
+@dataclass(frozen=True)
+class SealedLabels:
+    """Labels by sample, kept out of sight: they show in no print and no comparison."""
+
+    _by_sample: Mapping[str, int] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a study reads, after every check of the table.
+
+    Args:
+        samples: one row a sample, sorted by (patient_id, sample_id): ``sample_id``; ``patient_id``; ``relative``, the
+            path below the root (for arrays the array's name); ``item``, the index inside the file or -1 for the whole
+            file; ``size`` in bytes (-1: not known); ``etag``; ``split``; ``y``, the class index, -1 for test rows;
+            ``weight``, 1 / (samples of its patient); then domain columns as strings, and laterality, device, region
+            where known.
+        excluded: rows left out, each with its rule and a detail.
+        classes: class names in index order.
+        findings: what was put right or deserves a look; they name no patient.
+        domains: the domain columns of `samples`.
+        patients_without_files: labelled patients of the table with no file, or none that the rules let in.
+    """
+
+    samples: pd.DataFrame
+    excluded: pd.DataFrame
+    classes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    domains: tuple[str, ...]
+    patients_without_files: tuple[str, ...]
+    sealed: SealedLabels
+
+    @cached_property
+    def counts(self) -> pd.DataFrame:
+        """Patients and volumes per split, class and every combination of the domains (test labels as counts only).
+
+        A patient with volumes on two devices is counted for each: for totals use :meth:`count_by`.
+        """
+        return self.count_by(["split", "class", *self.domains])
+
+    def count_by(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Patients and volumes for each combination of `columns`: ``split``, ``class`` and columns of `samples`."""
+        names = dict(enumerate(self.classes))
+        frame = self.samples.assign(**{"class": self._all_labels().map(names)})
+        frame["class"] = pd.Categorical(frame["class"], categories=self.classes, ordered=True)
+        frame["split"] = pd.Categorical(frame["split"], categories=SPLITS, ordered=True)
+        groups = frame.groupby(list(columns), observed=True, sort=True)["patient_id"]
+        table = groups.agg(patients="nunique", volumes="size").reset_index()
+        return table.astype(dict.fromkeys(columns, "str"))
+
+    def open_test_labels(self) -> dict[str, int]:
+        """Sample → class index of the test split. Called by the ledger alone, which writes down each look."""
+        test = self.samples.loc[self.samples["split"] == "test", "sample_id"]
+        labels = self.sealed._by_sample
+        return {sample_id: labels[sample_id] for sample_id in test}
+
+    def resplit(self, split_of: Mapping[str, str]) -> "Cohort":
+        """The same samples under another split by patient; labels of the new test split are sealed.
+
+        Raises:
+            SampleError: a patient has no split, a split is empty, or a class has no training patient.
+        """
+        split = self.samples["patient_id"].map(split_of)
+        if split.isna().any():
+            raise SampleError(f"{split.isna().sum()} samples belong to patients without a split; give one for each.")
+        return seal(
+            self.samples.assign(split=split.astype("str"), y=self._all_labels()),
+            self.excluded,
+            self.classes,
+            self.findings,
+            self.domains,
+            self.patients_without_files,
+            where="the new split",
+        )
+
+    def patient_labels(self) -> pd.Series:
+        """Class index by patient, the test split's included: for splitting only, which needs every label."""
+        labels = self._all_labels()
+        return labels.groupby(self.samples["patient_id"].to_numpy()).first().astype("int64")
+
+    def _all_labels(self) -> pd.Series:
+        labels = self.sealed._by_sample
+        return self.samples["sample_id"].map(labels).astype("int64")
+
+
+def seal(
+    samples: pd.DataFrame,
+    excluded: pd.DataFrame,
+    classes: Sequence[str],
+    findings: Sequence[Finding],
+    domains: Sequence[str],
+    patients_without_files: Sequence[str],
+    *,
+    where: str,
+) -> Cohort:
+    """Check splits and classes, weigh the samples and seal the labels of the test split.
+
+    Args:
+        samples: `y` holds every label, `split` one of train, val, test.
+        where: names the source in error texts.
+    Raises:
+        SampleError: a split is empty, or a class has no training patient.
+    """
+    findings = [*findings, *_check_splits(samples, classes, where)]
+    samples = samples.sort_values(["patient_id", "sample_id"], kind="stable", ignore_index=True)
+    volumes = samples.groupby("patient_id")["sample_id"].transform("size")
+    labels = dict(zip(samples["sample_id"], samples["y"].astype("int64").tolist(), strict=True))
+    samples["weight"] = 1.0 / volumes
+    samples["y"] = np.where(samples["split"] == "test", SEALED, samples["y"]).astype("int64")
+    rest = [column for column in samples.columns if column not in SAMPLE_COLUMNS]
+    return Cohort(
+        samples=samples[[*SAMPLE_COLUMNS, *rest]],
+        excluded=excluded.reset_index(drop=True),
+        classes=tuple(classes),
+        findings=tuple({finding.code + finding.title: finding for finding in findings}.values()),
+        domains=tuple(domains),
+        patients_without_files=tuple(patients_without_files),
+        sealed=SealedLabels(labels),
+    )
+
+
+def _check_splits(samples: pd.DataFrame, classes: Sequence[str], where: str) -> list[Finding]:
+    """Refuse what no study can use; tell what makes metrics undefined."""
+    problems = Problems(where)
+    findings: list[Finding] = []
+    patients = samples.drop_duplicates("patient_id")
+    table = pd.crosstab(patients["split"], patients["y"]).reindex(
+        index=list(SPLITS), columns=range(len(classes)), fill_value=0
+    )
+    for split in SPLITS:
+        if not table.loc[split].any():
+            problems.add(f"the split {split!r} has no patient with a file; every split needs some.")
+            continue
+        absent = [name for index, name in enumerate(classes) if table.loc[split, index] == 0]
+        if absent and split == "train":
+            problems.add(
+                f"no training patient has the class {', '.join(map(repr, absent))}; remove it from classes or "
+                f"choose another split."
+            )
+        elif absent:
+            findings.append(
+                Finding(
+                    "class_absent",
+                    "warning",
+                    f"The {split} split has no patient of {len(absent)} class(es).",
+                    f"{', '.join(absent)}: {split} metrics of these classes will be undefined",
+                    "Choose another split if these classes matter.",
+                )
+            )
+    problems.check_none()
+    return findings

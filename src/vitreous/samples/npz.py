@@ -1,0 +1,151 @@
+"""Cohorts of kind ``npz``: arrays ``train_images``, ``train_labels``, ``val_…``, ``test_…`` in one file (MedMNIST).
+
+Labels are read whole; of the images only the headers are read here, however large they are.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vitreous.core.errors import SampleError
+from vitreous.core.finding import Finding
+from vitreous.samples.cohort import EXCLUDED_COLUMNS, SPLITS, Cohort, seal
+from vitreous.samples.problems import Problems, examples
+
+_FEWEST_AXES = 3  # items and two of an image
+
+
+def load_npz_cohort(
+    path: Path, classes: Sequence[str], *, patients: str | None = None, name: str | None = None
+) -> Cohort:
+    """One sample for each row of ``<split>_images``; labels are ``<split>_labels``, (N,) or (N, 1) class indices.
+
+    Args:
+        classes: names of the indices 0, 1, …
+        patients: suffix of arrays of patient ids (``patient_ids`` reads ``train_patient_ids`` …). Without one every
+            row is a patient of its own, and a finding says so.
+        name: what the user calls the file, where `path` is a staged copy.
+    Raises:
+        SampleError: the file is no npz, an array is missing, lengths differ, a label has no class, a patient stands in
+            two splits, a split is empty, or a class has no training sample. All that can be told at once is.
+    """
+    name = name or str(path)
+    frames: list[pd.DataFrame] = []
+    problems = Problems(name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")}
+            for split in SPLITS:
+                frame = _read_split(archive, arrays, split, len(classes), patients, problems)
+                if frame is not None:
+                    frames.append(frame)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SampleError(f"{name}: cannot be read as an npz file ({error}).") from error
+    problems.check_none()
+    samples = pd.concat(frames, ignore_index=True)
+    _check_patients(samples, patients, problems)
+    problems.check_none()
+    status = path.stat()
+    samples = samples.assign(size=status.st_size, etag="", weight=1.0)
+    findings = () if patients else (_patients_are_rows(name),)
+    excluded = pd.DataFrame(columns=list(EXCLUDED_COLUMNS), dtype="str")
+    return seal(samples, excluded, classes, findings, (), (), where=name)
+
+
+def _read_split(
+    archive: zipfile.ZipFile, arrays: set[str], split: str, num_classes: int, patients: str | None, problems: Problems
+) -> pd.DataFrame | None:
+    images, labels = f"{split}_images", f"{split}_labels"
+    needed = [images, labels, *([f"{split}_{patients}"] if patients else [])]
+    missing = [array for array in needed if array not in arrays]
+    for array in missing:
+        problems.add(f"no array {array!r}; the file holds {sorted(arrays)}.")
+    if missing:
+        return None
+    shape = _read_shape(archive, images)
+    if len(shape) < _FEWEST_AXES:
+        problems.add(f"{images} has the shape {shape}; it must be (items, …) with two or more axes an item.")
+        return None
+    y = _read_labels(archive, labels, problems)
+    if y is None:
+        return None
+    if len(y) != shape[0]:
+        problems.add(f"{images} has {shape[0]} items and {labels} {len(y)}; they must agree.")
+        return None
+    outside = np.flatnonzero((y < 0) | (y >= num_classes))
+    if len(outside):
+        values = sorted(set(y[outside].tolist()))
+        problems.add(
+            f"{labels} holds {examples(values)} (items {examples(outside.tolist())}), outside the {num_classes} "
+            f"classes; give a name for every index."
+        )
+    sample_ids = [f"{images}/{item:06d}" for item in range(shape[0])]
+    patient_ids = _read_patients(archive, f"{split}_{patients}", shape[0], problems) if patients else sample_ids
+    return pd.DataFrame(
+        {"sample_id": sample_ids, "patient_id": patient_ids, "relative": images, "item": np.arange(shape[0]),
+         "split": split, "y": y}
+    )  # fmt: skip
+
+
+def _read_shape(archive: zipfile.ZipFile, array: str) -> tuple[int, ...]:
+    """The shape in the header of one array; its data stay unread."""
+    with archive.open(f"{array}.npy") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, _ = read(file)
+        except (ValueError, SyntaxError) as error:
+            raise SampleError(f"{archive.filename}: {array} is no npy array ({error}).") from error
+    return tuple(int(length) for length in shape)
+
+
+def _read_array(archive: zipfile.ZipFile, array: str) -> npt.NDArray[np.generic]:
+    with archive.open(f"{array}.npy") as file:
+        try:
+            values: npt.NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise SampleError(f"{archive.filename}: {array} cannot be read ({error}).") from error
+    return values
+
+
+def _read_labels(archive: zipfile.ZipFile, array: str, problems: Problems) -> npt.NDArray[np.int64] | None:
+    values = _read_array(archive, array)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        problems.add(
+            f"{array} must be whole numbers of the shape (N,) or (N, 1); got {values.dtype} {values.shape}. "
+            f"Several labels an item are another kind of study."
+        )
+        return None
+    return values.astype(np.int64)
+
+
+def _read_patients(archive: zipfile.ZipFile, array: str, length: int, problems: Problems) -> list[str]:
+    values = _read_array(archive, array).reshape(-1)
+    if len(values) != length:
+        problems.add(f"{array} has {len(values)} ids for {length} items; they must agree.")
+        return [""] * length
+    return [str(value).strip() for value in values.tolist()]
+
+
+def _check_patients(samples: pd.DataFrame, patients: str | None, problems: Problems) -> None:
+    for column, what in (("split", "splits"), ("y", "labels")):
+        several = samples.groupby("patient_id")[column].nunique()
+        contradictory = several.index[several > 1]
+        if len(contradictory):
+            problems.add(f"{len(contradictory)} patients have items with different {what}: {examples(contradictory)}.")
+
+
+def _patients_are_rows(name: str) -> Finding:
+    return Finding(
+        "patients_are_rows",
+        "warning",
+        "There are no patient ids: every item counts as a patient of its own, and every number carries a banner.",
+        f"{name}: intervals are too narrow if patients have several items",
+        "Give data.patient, the suffix of arrays of patient ids, if the file has them.",
+    )

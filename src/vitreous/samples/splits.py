@@ -1,0 +1,113 @@
+"""Whose split is what: a column, one file per split, or seeded fractions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vitreous.core.errors import SampleError
+from vitreous.core.streams import numpy_stream
+from vitreous.samples.cohort import SPLITS
+from vitreous.samples.problems import Problems, examples
+from vitreous.samples.tables import is_missing, read_table
+
+
+@dataclass(frozen=True)
+class FractionSplit:
+    """Shares of the patients of every class.
+
+    Args:
+        fractions: train, val, test; positive, sum 1.
+        seed: names the random stream.
+    """
+
+    fractions: tuple[float, float, float]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.fractions) != 3 or min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise SampleError(
+                f"split.fractions must be three positive numbers (train, val, test) that sum to 1; got "
+                f"{list(self.fractions)}."
+            )
+
+
+def normal_split(cells: pd.Series, column: str, problems: Problems) -> pd.Series:
+    """The split of each row: train, val, test, or empty where the cell says nothing; other values are a problem."""
+    lower = cells.str.casefold()
+    missing = is_missing(cells)
+    wrong = sorted(cells[~missing & ~lower.isin(SPLITS)].unique())
+    if wrong:
+        problems.add(
+            f"the split column {column!r} must hold train, val or test; got {examples(wrong)}. Rename these values."
+        )
+    return lower.where(~missing, "")
+
+
+def read_split_files(files: Mapping[str, Path], patient: str, problems: Problems) -> dict[str, str]:
+    """Patient → split from one file a split: a list of ids, one a line, or a table with the column `patient`.
+
+    An id in two files is a problem.
+    """
+    if set(files) != set(SPLITS):
+        problems.add(f"split files are given as train, val and test; got {examples(sorted(files))}.")
+        return {}
+    split_of: dict[str, str] = {}
+    twice: list[str] = []
+    for split in SPLITS:
+        for identifier in _read_ids(Path(files[split]), patient):
+            if split_of.setdefault(identifier, split) != split:
+                twice.append(f"{identifier} ({split_of[identifier]}, {split})")
+    if twice:
+        problems.add(f"{len(twice)} participants stand in two split files: {examples(twice)}.")
+    return split_of
+
+
+def fraction_split(labels: pd.Series, split: FractionSplit) -> dict[str, str]:
+    """Patient → split, with the same shares in every class up to rounding; the largest remainder gets the odd one.
+
+    The labels of all patients are used, the later test split's among them: a stratified split cannot be drawn without.
+
+    Args:
+        labels: class index by patient; order does not matter.
+    """
+    split_of: dict[str, str] = {}
+    for y, members in labels.sort_index().groupby(labels.sort_index()):
+        patients = members.index.to_numpy()
+        order = numpy_stream(split.seed, "fraction split", int(y)).permutation(len(patients))
+        sizes = _largest_remainder(len(patients), split.fractions)
+        names = np.repeat(np.array(SPLITS), sizes)
+        split_of |= dict(zip(patients[order].tolist(), names.tolist(), strict=True))
+    return split_of
+
+
+def _largest_remainder(total: int, fractions: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to `total`, each within 1 of its share.
+
+    >>> _largest_remainder(10, [0.7, 0.15, 0.15])
+    [7, 2, 1]
+    """
+    shares = [total * fraction for fraction in fractions]
+    sizes = [int(share + 1e-9) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (round(sizes[i] - shares[i], 9), i))
+    for index in by_remainder[: total - sum(sizes)]:
+        sizes[index] += 1
+    return sizes
+
+
+def _read_ids(path: Path, patient: str) -> list[str]:
+    """Ids in order; a first line that is `patient`, or a table with such a column, is understood."""
+    if path.suffix.lower() in (".tsv", ".csv"):
+        table = read_table(path)
+        if patient in table.frame.columns:
+            return list(table.frame[patient])
+        if len(table.frame.columns) > 1:
+            raise SampleError(f"{path}: no column {patient!r}; found {list(table.frame.columns)}.")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SampleError(f"{path}: cannot be read as a list of ids ({error}); give one id a line in UTF-8.") from error
+    ids = [line for line in lines if line]
+    return ids[1:] if ids[:1] == [patient] else ids
