@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INK, QUIET, GRID = "#1b2733", "#52606d", "#d9dee3"  # contrast on white 15:1, 6.4:1; grid lines carry no meaning
 ACCENT, SECOND, FLOOR = "#0b5c8a", "#b4560f", "#8793a0"
+_DARKEST = 1.15  # share at the end of the colour scale: 100 % stays a little lighter than it
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.0, "text.color": INK, "axes.edgecolor": QUIET,
@@ -39,6 +40,7 @@ def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequenc
     Raises:
         ValueError: the matrix is not square over the classes.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     counts_CC = np.asarray(confusion_CC, dtype=np.int64)
@@ -49,11 +51,12 @@ def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequenc
     shares_CC = counts_CC / np.maximum(totals_C, 1)[:, None]  # an empty row has counts of 0 whatever the divisor
     side = 0.62 * num_classes + 1.7
     labels = [_wrapped(name) for name in classes]
+    shading = colormaps["Blues"]
     with _style():
         figure = Figure(figsize=(side + 0.3, side), layout="constrained")
         axes = figure.add_subplot()
         edges = np.arange(num_classes + 1) - 0.5
-        axes.pcolormesh(edges, edges, shares_CC, cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=1)
+        axes.pcolormesh(edges, edges, shares_CC, cmap=shading, vmin=0, vmax=_DARKEST, edgecolors="white", linewidth=1)
         axes.invert_yaxis()
         axes.set_aspect("equal")
         axes.set_xticks(range(num_classes), labels, rotation=40, ha="right", rotation_mode="anchor", fontsize=7.5)
@@ -65,7 +68,7 @@ def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequenc
         for true, predicted in np.ndindex(num_classes, num_classes):
             share = shares_CC[true, predicted]
             axes.text(predicted, true, f"{counts_CC[true, predicted]}\n{share:.0%}", ha="center", va="center",
-                      fontsize=8, color="white" if share > 0.6 else INK)  # fmt: skip
+                      fontsize=8, color=_readable_on(shading(share / _DARKEST)))  # fmt: skip
         right, total = int(np.trace(counts_CC)), int(counts_CC.sum())
         told = f"{right} of {total} on the diagonal. " + " ".join(
             f"{name}: {', '.join(f'{count} as {other}' for other, count in zip(classes, row) if count)}."
@@ -163,6 +166,13 @@ def _shade_floor(axes: "Axes", floors: Sequence[LeaderboardRow], metric: str) ->
     if numbers:
         axes.axvspan(min(0.0, *numbers, 0.0), max(numbers), color="#eef1f4", zorder=0, lw=0)
         axes.autoscale(enable=True, axis="x")
+
+
+def _readable_on(rgba: Sequence[float]) -> str:
+    """White or ink, whichever stands out more (relative luminance, WCAG 2.2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "white" if luminance < 0.18 else INK
 
 
 def _wrapped(name: str) -> str:
