@@ -154,7 +154,7 @@ def _refuse_without_pixels(elements: Dataset, position: int, num_bytes: int) -> 
         )
     if position > num_bytes or any(_is_cut(element) for element in kept):
         raise InputError("the DICOM file is truncated: it ends inside its header, before any pixel data.")
-    raise InputError("the DICOM file holds no pixel data.")
+    raise InputError("the DICOM file holds no pixel data, or is truncated before it.")
 
 
 def _is_cut(element: Any) -> bool:

@@ -152,7 +152,7 @@ def read_pixel_element(header: DicomHeader) -> PixelElement:
         InputError: the element is no pixel data, or the file ends inside it.
     """
     data, start = header.data, header.pixel_offset
-    order = "<" if header.transfer_syntax.is_little_endian else ">"
+    order = ">" if header.transfer_syntax == ExplicitVRBigEndian else "<"
     group, number, representation = struct.unpack_from(f"{order}HH2s", data, start)
     keyword = _KEYWORD_OF_TAG.get(group << 16 | number)
     if keyword is None:

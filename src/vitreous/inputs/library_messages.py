@@ -16,7 +16,7 @@ from typing import TextIO
 #: Loggers of pydicom and its decoding plugins; most say there what they say as a Python warning too.
 _LOGGERS = (
     "pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg._openjpeg", "openjpeg.utils",
-    "jpeg_ls._CharLS", "PIL.Image", "PIL.ImageFile",
+    "openjpeg.decode", "jpeg_ls._CharLS", "PIL.Image", "PIL.ImageFile",
 )  # fmt: skip
 _MODULES = r"(pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|PIL|nibabel)(\.|$)"
 _CATEGORIES = (UserWarning, RuntimeWarning)
