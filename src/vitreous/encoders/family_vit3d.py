@@ -65,7 +65,7 @@ def infer_vit3d(
     architecture = ViT3DArchitecture(
         img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, depth=depth,
         num_heads=num_heads, mlp_ratio=hidden / embed_dim, eps=float(options.get("eps", 1e-5)),
-        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+        qkv_bias=any(name.endswith(".attn.qkv.bias") for name in tensors),
     )
     eps_source = "option eps" if "eps" in options else "rule: 1e-5 for this family"
     return Inferred(architecture, {"img_size": size_source, "num_heads": heads_source, "eps": eps_source})
