@@ -131,3 +131,19 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", packaged_studies())
 def test_packaged_studies_are_valid(name: str) -> None:
     assert load_study(name).name
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"folds": {"k": 5}}, {"recipes": {"linear": {"kind": "linear_probe", "grid": {"lr": [1e-3], "dropout": [0.1]}}}},
+    {"encoders": {"small": {"family": "vit3d", "random": {"depth": 1}}}},
+    {"features": {"pooling": "grid", "grid": [1, 2, 2]}}])
+def test_a_resolved_study_is_a_study(changes: dict[str, Any]) -> None:
+    config = validate_study(MINIMAL | changes)
+    assert validate_study(config.model_dump(mode="json")).model_dump(mode="json") == config.model_dump(mode="json")
+
+
+def test_a_resolved_study_shows_only_what_takes_effect() -> None:
+    recipe = {"kind": "linear_probe", "grid": {"lr": [1e-3]}}
+    shown = validate_study(changed("recipes.linear", recipe)).model_dump(mode="json")["recipes"]["linear"]
+    assert "lr" not in shown
+    assert shown["weight_decay"] == 1e-4

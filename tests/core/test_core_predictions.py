@@ -55,3 +55,11 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"scores must be \(1, 2\); got \(1, 3\)"):
         Predictions(np.array(["s"]), np.array(["p"]), np.array([0]), np.zeros((1, 3)), ("a", "b"))
+
+
+def test_equal_samples_give_exactly_their_value() -> None:
+    logits = np.tile(np.log([0.3, 0.1, 0.6]), (7, 1))
+    patients = np.array(["a", "a", "a", "b", "b", "c", "c"])
+    made = Predictions(np.arange(7).astype(str), patients, np.zeros(7, np.int64), logits, ("a", "b", "c"))
+    probs = made.per_patient().probs_NC
+    assert (probs == probs[0]).all()

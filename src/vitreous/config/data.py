@@ -72,6 +72,7 @@ class NpzData(VolumeData):
     kind: Literal["npz"]
     # an npz file cannot say its axes, so the study must
     axes: str
+    patients: str | None = None
 
     @field_validator("axes", mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from vitreous.config.model import Frozen
 
@@ -55,6 +55,12 @@ class _Probe(Frozen):
     @classmethod
     def _auto(cls, value: Any) -> Any:
         return _spell_class_weights(value)
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the values that an axis under `grid` replaces: they have no effect."""
+        replaced = {axis for axis, values in self.grid if values is not None}
+        return {name: value for name, value in dump(self).items() if name not in replaced}
 
     @model_validator(mode="after")
     def _one_place(self) -> "_Probe":

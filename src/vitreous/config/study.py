@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from vitreous.config.data import Data
 from vitreous.config.model import Frozen
@@ -11,6 +11,9 @@ from vitreous.config.recipes import Recipe
 
 # names become folders of the run directory
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+
+
+_OF_CHECKPOINTS = ("which", "key_prefix")
 
 
 class EncoderConfig(Frozen):
@@ -28,12 +31,18 @@ class EncoderConfig(Frozen):
     input: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what says how to read a checkpoint where there is none."""
+        without = {"checkpoint", *_OF_CHECKPOINTS} if self.random is not None else {"random"}
+        return {name: value for name, value in dump(self).items() if name not in without}
+
     @model_validator(mode="after")
     def _one_source(self) -> "EncoderConfig":
         if (self.checkpoint is None) == (self.random is None):
             raise ValueError("an encoder has either `checkpoint: PATH` or `random: {architecture}`; give exactly one")
         if self.random is not None:
-            for key in ("which", "key_prefix"):
+            for key in _OF_CHECKPOINTS:
                 if key in self.model_fields_set:
                     raise ValueError(f"`{key}` says what to read from a checkpoint; random weights have none")
         return self
@@ -108,6 +117,14 @@ class StudyConfig(Frozen):
     runs: str = "runs"
     store: str = "~/.cache/vitreous/features"
     cache: Cache = Cache()
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the split that folds replace."""
+        values: dict[str, Any] = dump(self)
+        if self.folds is not None:
+            values["data"].pop("split", None)
+        return values
 
     @field_validator("seeds", "floors")
     @classmethod

@@ -68,11 +68,13 @@ class Predictions:
         if not np.array_equal(self.y_true_N, self.y_true_N[first][inverse]):
             raise ValueError("samples of one patient carry different labels")
         counts = np.bincount(inverse, minlength=len(patients)).astype(np.float64)
-        probs = np.zeros((len(patients), len(self.classes)))
-        np.add.at(probs, inverse, self.probs_NC)
-        return Predictions(
-            patients, patients, self.y_true_N[first], probs / counts[:, None], self.classes, is_per_patient=True
-        )
+        # summed as differences to the patient's first sample: equal samples then give exactly their value, and a
+        # constant score stays constant instead of being ranked by rounding
+        first_PC = self.probs_NC[first]
+        difference_PC = np.zeros_like(first_PC)
+        np.add.at(difference_PC, inverse, self.probs_NC - first_PC[inverse])
+        probs_PC = first_PC + difference_PC / counts[:, None]
+        return Predictions(patients, patients, self.y_true_N[first], probs_PC, self.classes, is_per_patient=True)
 
     def write(self, path: Path) -> None:
         """Write Parquet whole or not at all; equal predictions give equal bytes."""

@@ -95,7 +95,7 @@ def load_participants(
     findings += _without_files(without_files, len(usable))
     return seal(
         _as_samples(samples, domains),
-        frame.loc[frame["rule"] != ""].assign(sample_id=frame["relative"])[list(EXCLUDED_COLUMNS)],
+        frame.loc[frame["rule"] != ""].assign(sample_id=lambda left: left["relative"])[list(EXCLUDED_COLUMNS)],
         classes,
         findings,
         domains,
@@ -181,7 +181,7 @@ def _add_splits(rows: pd.DataFrame, split: SplitSource, column: str, problems: P
         pairs = [f"{one} (table: {other})" for one, other in match_spelling(strangers, sorted(known))]
         hint = f" Some differ only in spelling: {examples(pairs)}." if pairs else ""
         problems.add(f"{len(strangers)} ids of the split files are not in the table: {examples(strangers)}.{hint}")
-    rows["split"] = rows["patient_id"].map(split_of).fillna("")
+    rows["split"] = _look_up(rows["patient_id"], split_of)
     exclude(rows, rows["split"] == "", "missing split", "in no split file")
 
 
@@ -219,9 +219,10 @@ def _join(frame: pd.DataFrame, people: pd.DataFrame, problems: Problems) -> list
             f"Write them alike in the table and in the files."
         )
     exclude(frame, ~known, "no participant", "the id is not in the table")
-    rules = frame["patient_id"].map(people["rule"]).fillna("")
+    rules = _look_up(frame["patient_id"], people["rule"].to_dict())
+    details = _look_up(frame["patient_id"], people["detail"].to_dict())
     for rule in sorted(set(rules) - {""}):
-        exclude(frame, rules == rule, rule, frame["patient_id"].map(people["detail"]).fillna(""))
+        exclude(frame, rules == rule, rule, details)
     if not known.any() and not pairs:
         problems.add(
             f"none of the {len(strangers)} ids of the files is in the table; files have "
@@ -243,7 +244,7 @@ def _join(frame: pd.DataFrame, people: pd.DataFrame, problems: Problems) -> list
 def _add_domains(frame: pd.DataFrame, people: pd.DataFrame, domains: Sequence[str], problems: Problems) -> None:
     for domain in domains:
         if domain in people.columns:
-            frame[domain] = frame["patient_id"].map(people[domain]).fillna("")
+            frame[domain] = _look_up(frame["patient_id"], people[domain].to_dict())
         elif domain not in frame.columns or domain in ("rule", "detail", "has_object"):
             problems.add(
                 f"domains: neither the table nor the files have {domain!r}; the files have "
@@ -264,6 +265,11 @@ def _as_samples(samples: pd.DataFrame, domains: Sequence[str]) -> pd.DataFrame:
     columns = ["patient_id", "relative", "size", "etag", "split", "y", *domains]
     columns += [name for name in _KNOWN if name in samples.columns and name not in columns]
     return samples[columns].assign(sample_id=samples["relative"], item=-1, weight=1.0)
+
+
+def _look_up(ids: pd.Series, values: Mapping[str, str]) -> pd.Series:
+    """The value of each id; empty for ids without one."""
+    return pd.Series([values.get(identifier, "") for identifier in ids], index=ids.index, dtype="str")
 
 
 def _left_out(people: pd.DataFrame) -> list[Finding]:

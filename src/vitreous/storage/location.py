@@ -71,6 +71,16 @@ class Location:
             raise LocationError(f"{self}: is not a local path; stage it first.")
         return Path(self.key)
 
+    @property
+    def name(self) -> str:
+        """The last piece of the key; empty for a whole bucket."""
+        return posixpath.basename(self.key)
+
+    @property
+    def parent(self) -> "Location":
+        """The folder that holds this object."""
+        return Location(self.scheme, self.bucket, posixpath.dirname(self.key))
+
     def child(self, relative: str) -> "Location":
         """What lies at `relative` below this location; a leading slash of `relative` is dropped.
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from vitreous.core.files import replacing, write_json
+from vitreous.samples.cohort import Cohort
 from vitreous.study.data import OpenedData
 from vitreous.study.encode import StudyFeatures, write_data_errors
 from vitreous.study.run_directory import RunDirectory
@@ -25,7 +26,7 @@ def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeat
     with replacing(directory.manifest) as aside:
         manifest.to_parquet(aside, index=False)
     with replacing(directory.root / "counts.csv") as aside:
-        data.cohort.counts.to_csv(aside, index=False)
+        count_participants(data.cohort).to_csv(aside, index=False)
     fates = manifest["fate"].value_counts()
     write_json(directory.root / "account.json", {
         "rows": len(manifest),
@@ -33,9 +34,22 @@ def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeat
         "quarantined": int(fates.get("quarantined", 0)),
         "excluded": int(fates.get("excluded", 0)),
         "excluded_by_rule": {rule: int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
+        "patients_without_files": len(data.cohort.patients_without_files),
         "patients_without_usable_volume": _patients_lost(data, features),
         "findings": [vars(finding) for finding in data.cohort.findings],
     })
+
+
+def count_participants(cohort: Cohort) -> pd.DataFrame:
+    """Participants and volumes per split, by class and by each domain: column, value, split, patients, volumes.
+
+    Test labels appear as counts only.
+    """
+    parts = []
+    for column in ("class", *cohort.domains):
+        table = cohort.count_by(["split", column]).rename(columns={column: "value"})
+        parts.append(table.assign(column=column)[["column", "value", "split", "patients", "volumes"]])
+    return pd.concat(parts, ignore_index=True)
 
 
 def _manifest(data: OpenedData, features: StudyFeatures) -> pd.DataFrame:

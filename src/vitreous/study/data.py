@@ -18,6 +18,7 @@ from vitreous.inputs.volume import DeclaredAxes, Volume, decode_volume
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.npz import load_npz_cohort
 from vitreous.samples.participants import load_participants
+from vitreous.samples.splits import FractionSplit
 from vitreous.storage.files import fetch_file
 from vitreous.storage.listing import load_key_manifest
 from vitreous.storage.location import Location, ObjectInfo, S3Options
@@ -128,9 +129,39 @@ def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:
     match data:
         case ParticipantsData():
             store = ObjectStore(Location.parse(data.files), s3_options(config))
-            cohort = _open_participants(config, data, store, cache, keep_listing=keep_listing)
+            listing = load_key_manifest(store, cache_dir=cache.dir, refresh=data.refresh_listing, write=keep_listing)
+            cohort = _open_participants(config, data, listing, cache)
+            used = set(cohort.samples["relative"])
+            infos = {info.relative: info for info in listing if info.relative in used}
         case NpzData():
-            store, cohort = _open_npz(config, data, cache)
+            location = Location.parse(data.table)
+            store = ObjectStore(location.parent, s3_options(config))
+            info = store.head(location.name)
+            cohort = load_npz_cohort(cache.fetch(store, info), data.classes, patients=data.patients, name=data.table)
+            infos = dict.fromkeys(cohort.samples["relative"].unique(), info)
         case _:
             assert_never(data)
-    return OpenedData(cohort, store, cache, declared, max_bytes)
+    return OpenedData(cohort, infos, store, cache, declared, max_bytes)
+
+
+def _open_participants(
+    config: StudyConfig, data: ParticipantsData, listing: Sequence[ObjectInfo], cache: StagingCache
+) -> Cohort:
+    def fetch(location: str) -> Path:
+        return fetch_file(location, s3_options(config), cache)
+
+    split: str | FractionSplit | dict[str, Path]
+    if config.folds is not None:
+        # every patient gets some split, and folds then replace it: the table needs no column of splits
+        split = FractionSplit((0.6, 0.2, 0.2), config.folds.seed)
+    elif isinstance(data.split, FractionsSplit):
+        split = FractionSplit(data.split.fractions, data.split.seed)
+    elif isinstance(data.split, str):
+        split = data.split
+    else:
+        split = {str(name): fetch(location) for name, location in data.split.items()}
+    return load_participants(
+        fetch(data.table), label=data.label, classes=data.classes, split=split,
+        manifest=None if data.manifest is None else fetch(data.manifest), listing=listing, pattern=data.pattern,
+        patient=data.patient, where=data.where, volumes=data.volumes, domains=data.domains, table_name=data.table,
+        manifest_name=data.manifest)

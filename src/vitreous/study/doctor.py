@@ -64,7 +64,7 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
         receipt = opened.encoder.receipt
         yield Finding("receipt", "info", f"{opened.name}: {receipt.tensors_matched} of {receipt.tensors_total} tensors.",
                       f"weights {opened.encoder.weights_hash[:12]}")
-    partition = make_partitions(samples, config.folds)[0]
+    partition = make_partitions(data.cohort, config.folds)[0]
     volumes: dict[str, Volume] = {}
     yield from _survey(data, partition, volumes)
     if not volumes:
@@ -74,9 +74,9 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
 
 
 def _label_counts(data: OpenedData) -> str:
-    counts = data.cohort.counts
-    first = counts[counts["column"] == counts["column"].iloc[0]]
-    return ", ".join(f"{row.split} {row.value} {row.patients}" for row in first.itertuples())
+    counts = data.cohort.count_by(["split", "class"])
+    return ", ".join(f"{split} {name} {patients}" for split, name, patients in
+                     zip(counts["split"], counts["class"], counts["patients"], strict=True))
 
 
 def _resolve_some(data: OpenedData) -> Finding:

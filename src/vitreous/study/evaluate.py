@@ -17,7 +17,6 @@ from vitreous.core.undefined import Undefined
 from vitreous.evidence.scores import confusion_matrix, score_predictions
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.reports.figures import confusion_matrix_svg
-from vitreous.samples.cohort import Cohort
 from vitreous.study.adapt import Row
 from vitreous.study.encode import StudyFeatures
 from vitreous.study.heads import read_tensors
@@ -27,8 +26,8 @@ from vitreous.study.run_directory import RunDirectory
 
 
 def evaluate_all(
-    config: StudyConfig, directory: RunDirectory, cohort: Cohort, rows: Sequence[Row],
-    partitions: Sequence[Partition], features: StudyFeatures,
+    config: StudyConfig, directory: RunDirectory, rows: Sequence[Row], partitions: Sequence[Partition],
+    features: StudyFeatures,
 ) -> None:
     """Predict and score the test split with every chosen head.
 
@@ -38,7 +37,7 @@ def evaluate_all(
     folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
     choices = {str(folder.relative_to(directory.root)): hash_file(folder / "best.safetensors") for folder in folders}
     labels = Ledger(directory.ledger).open_test_labels(
-        cohort, purpose=f"final evaluation of {len(rows)} rows", choices=choices)
+        [partition.cohort for partition in partitions], purpose=f"final evaluation of {len(rows)} rows", choices=choices)
     samples = features.samples
     for (row, partition, _), folder in zip(units, folders, strict=True):
         test_rows = partition.rows("test")

@@ -2,9 +2,12 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from vitreous.core.fingerprints import fingerprint
 from vitreous.samples.cohort import Cohort
@@ -44,8 +47,8 @@ class Ledger:
         lines = self.path.read_text().split("\n")
         return [Look(**json.loads(line)) for line in lines[:-1]]
 
-    def open_test_labels(self, cohort: Cohort, *, purpose: str, choices: Any) -> dict[str, int]:
-        """Sample id → class index of the test split.
+    def open_test_labels(self, cohorts: Sequence[Cohort], *, purpose: str, choices: Any) -> dict[str, int]:
+        """Sample id → class index of the test split; with folds, of the test splits of all rounds.
 
         A run that is continued after the same choices repeats its look and adds no line: nothing new could
         be decided from it.
@@ -53,10 +56,10 @@ class Ledger:
         looks = self.looks()
         seal = fingerprint(choices)
         if not any(look.choices == seal for look in looks):
-            is_test = cohort.samples["split"] == "test"
-            look = Look(len(looks) + 1, purpose, seal, int(cohort.samples.loc[is_test, "patient_id"].nunique()))
+            tested = [cohort.samples.loc[cohort.samples["split"] == "test", "patient_id"] for cohort in cohorts]
+            look = Look(len(looks) + 1, purpose, seal, int(pd.concat(tested).nunique()))
             self._append(look)
-        return cohort.open_test_labels()
+        return {name: label for cohort in cohorts for name, label in cohort.open_test_labels().items()}
 
     def _append(self, look: Look) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

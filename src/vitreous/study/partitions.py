@@ -3,7 +3,6 @@
 Axes: N usable sample.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +11,8 @@ import pandas as pd
 
 from vitreous.config.study import Folds
 from vitreous.recipes.feature_set import FeatureSet
+from vitreous.samples.cohort import Cohort
 from vitreous.samples.folds import assign_folds
-
-SEALED = -1
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,13 @@ class Partition:
 
     Args:
         fold: number of the round, or None without folds.
+        cohort: under the split of this round; its test labels are sealed.
         split_N: train, val or test.
-        y_N: class indices; `SEALED` for test rows.
+        y_N: class indices; -1 for test rows.
     """
 
     fold: int | None
+    cohort: Cohort
     split_N: npt.NDArray[np.str_]
     y_N: npt.NDArray[np.int64]
 
@@ -36,28 +36,25 @@ class Partition:
         return np.flatnonzero(self.split_N == split)
 
 
-def make_partitions(samples: pd.DataFrame, folds: Folds | None) -> list[Partition]:
+def make_partitions(cohort: Cohort, folds: Folds | None, usable: pd.Series | None = None) -> list[Partition]:
     """One partition as the cohort has it, or one per fold.
 
     Folds are drawn over the whole cohort before anything is encoded, so that a quarantined file moves nobody.
 
     Args:
-        samples: the whole cohort.
+        usable: ids of the samples to restrict to, in the order wanted; all if left out.
     """
     if folds is None:
-        return [Partition(None, samples["split"].to_numpy(np.str_), samples["y"].to_numpy(np.int64))]
-    rounds = assign_folds(samples["patient_id"], samples["y"], num_folds=folds.k, seed=folds.seed)
-    labels_N = samples["y"].to_numpy(np.int64)
-    return [
-        Partition(fold, split_N, np.where(split_N == "test", SEALED, labels_N)) for fold, split_N in enumerate(rounds)
-    ]
+        return [_partition(None, cohort, usable)]
+    rounds = assign_folds(cohort.patient_labels(), num_folds=folds.k, seed=folds.seed)
+    return [_partition(fold, cohort.resplit(split_of), usable) for fold, split_of in enumerate(rounds)]
 
 
-def restrict(partition: Partition, sample_ids: pd.Series, usable: pd.Series) -> Partition:
-    """The partition of the usable samples alone."""
-    position: Mapping[str, int] = {name: row for row, name in enumerate(sample_ids)}
-    rows_N = np.array([position[name] for name in usable], dtype=np.int64)
-    return Partition(partition.fold, partition.split_N[rows_N], partition.y_N[rows_N])
+def _partition(fold: int | None, cohort: Cohort, usable: pd.Series | None) -> Partition:
+    samples = cohort.samples
+    if usable is not None:
+        samples = samples.set_index("sample_id").loc[usable.tolist()]
+    return Partition(fold, cohort, samples["split"].to_numpy(np.str_), samples["y"].to_numpy(np.int64))
 
 
 def feature_set(partition: Partition, split: str, samples: pd.DataFrame,

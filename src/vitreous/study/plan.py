@@ -14,6 +14,7 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.finding import Finding
 from vitreous.encoders.encoder import Encoder
 from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory
+from vitreous.study.account import count_participants
 from vitreous.study.adapt import grid_members, probe_settings
 from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
@@ -99,7 +100,7 @@ def make_plan(config: StudyConfig) -> Plan:
     samples = data.cohort.samples
     locations = {info.location: info.size for info in data.infos.values()}
     return Plan(
-        data.cohort.counts, {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
+        count_participants(data.cohort), {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
         data.cohort.findings, len(samples), int(samples["patient_id"].nunique()), len(locations),
         sum(locations.values()), tuple(_plan_encoder(config, runtime, data, opened, costs) for opened in encoders),
         tuple(_plan_recipes(config, data, encoders)), runtime, Path(config.runs).expanduser() / config.name)

@@ -17,14 +17,13 @@ from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_lead
 from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
-from vitreous.reports.trackers import log_run
 from vitreous.study.account import read_account
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.ledger import Ledger
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows
 from vitreous.study.run_directory import RunDirectory, kept_study
 
-_NO_PATIENTS = "no_patient_ids"
+_NO_PATIENTS = "patients_are_rows"
 
 
 def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
@@ -137,6 +136,8 @@ def _lost_patients(account: Mapping[str, Any]) -> list[Finding]:
 def _track(directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard) -> None:
     if config.tracker is None:
         raise UserError("the study names no tracker.")
+    from vitreous.reports.trackers import log_run
+
     log_run(config.tracker, directory.root, leaderboard)
 
 

@@ -18,7 +18,7 @@ from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import StudyFeatures, describe_encoding, encode_study, feature_store
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.evaluate import evaluate_all
-from vitreous.study.partitions import make_partitions, restrict
+from vitreous.study.partitions import make_partitions
 from vitreous.study.provenance import cohort_fingerprint, describe_run
 from vitreous.study.report import print_leaderboard, write_outputs
 from vitreous.study.rows import write_rows
@@ -66,13 +66,12 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     features = encode_study(config, runtime, data, encoders)
     console.print(describe_encoding(data, features))
     write_account(directory, data, features)
-    partitions = [restrict(partition, data.cohort.samples["sample_id"], features.samples["sample_id"])
-                  for partition in make_partitions(data.cohort.samples, config.folds)]
+    partitions = make_partitions(data.cohort, config.folds, features.samples["sample_id"])
     rows = rows_of(config, encoders)
     models = {opened.name: _describe_model(config, runtime, data, opened, features) for opened in encoders}
     adapt_all(config, directory, rows, partitions, features, models)
     write_rows(directory, rows, encoders, config.folds.k if config.folds else None)
-    evaluate_all(config, directory, data.cohort, rows, partitions, features)
+    evaluate_all(config, directory, rows, partitions, features)
     leaderboard = write_outputs(directory)
     return Result(directory.root, leaderboard, directory.report)
 
