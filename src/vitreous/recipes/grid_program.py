@@ -108,7 +108,7 @@ class GridProgram:
     ) -> None:
         self._train, self._val, self._scorer, self._settings = train, val, scorer, settings
         self._members, self._policy_A = list(members), torch.tensor(policy_idx, device=train.x_ND.device)
-        self._num_classes, self._device = num_classes, train.x_ND.device
+        self._device = train.x_ND.device
         self._bounds = batch_bounds(len(train.x_ND), settings.batch_size)
         self._heads = StackedHeads(
             [member.seed for member in members],
@@ -138,9 +138,9 @@ class GridProgram:
         stopping = EarlyStopping(len(self._members), settings.patience, settings.min_delta)
         for epoch in range(1, settings.epochs + 1):
             active = self._active
-            progress(len(active))
             schedule, train_loss_K, train_accuracy_K = self._train_epoch(epoch)
             val_loss_K, val_accuracy_K = self._judge_val()
+            progress(len(active))
             is_finite_K = np.isfinite(train_loss_K) & np.isfinite(val_loss_K)
             for position, member_idx in enumerate(active):
                 outcomes[member_idx].history.append(
@@ -191,8 +191,9 @@ class GridProgram:
             logits_KCB = self._heads.logits(inputs, self._sizes, keep_KHB=keep)
             loss_KB = self._losses(logits_KCB, y_KB)
             weight_KB = train.weight_QN[self._policy_K[:, None], rows_KB]
-            mean_loss = (loss_KB * (weight_KB / weight_KB.sum(dim=1, keepdim=True))).sum()
-            mean_loss.backward()  # type: ignore[no-untyped-call]
+            # the members' losses share no parameter, so the sum's gradient is each member's own
+            total_loss = (loss_KB * (weight_KB / weight_KB.sum(dim=1, keepdim=True))).sum()
+            total_loss.backward()  # type: ignore[no-untyped-call]
             schedule = cosine_with_warmup(
                 (epoch - 1) * len(self._bounds) + step,
                 num_steps=settings.epochs * len(self._bounds),
