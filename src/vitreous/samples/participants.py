@@ -7,6 +7,7 @@ it can do without is left out, each row with its rule.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -267,7 +268,7 @@ def _as_samples(samples: pd.DataFrame, domains: Sequence[str]) -> pd.DataFrame:
     return samples[columns].assign(sample_id=samples["relative"], item=-1, weight=1.0)
 
 
-def _look_up(ids: pd.Series, values: Mapping[str, str]) -> pd.Series:
+def _look_up(ids: pd.Series, values: Mapping[Any, str]) -> pd.Series:
     """The value of each id; empty for ids without one."""
     return pd.Series([values.get(identifier, "") for identifier in ids], index=ids.index, dtype="str")
 
