@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from vitreous.core.predictions import Predictions
-from vitreous.evidence.checks import find_collapsed, find_identical
+from vitreous.evidence.checks import find_collapsed, find_flawless, find_identical
 
 CLASSES = ("healthy", "ill")
 
@@ -56,6 +56,15 @@ def test_flat_scores_whose_decisions_hang_on_rounding():
     assert (finding.code, len(np.unique(flat.y_pred_N))) == ("flat_scores", 2)
     assert "almost the same probabilities to all 65 test participants" in finding.title
     assert find_collapsed({"m": [one]}) == []
+
+
+def test_a_row_without_errors_is_not_believed_blindly():
+    good = made(0)
+    perfect = with_probs(good, np.eye(2)[good.y_true_N])
+    (finding,) = find_flawless({"good": [good], "perfect": [perfect, perfect]})
+    assert finding.title.startswith("perfect makes no error on 65 test patients")
+    assert "up to 4.6% is compatible" in finding.title
+    assert find_flawless({"half": [perfect, good]}) == []
 
 
 def test_identical_rows_are_named_together():

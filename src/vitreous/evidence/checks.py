@@ -1,4 +1,4 @@
-"""Predictions that say nothing about an encoder: one class for everybody, constant scores, two equal rows.
+"""Predictions to be wary of: one class for everybody, constant scores, no error at all, two equal rows.
 
 Axes: N row (one participant), C class.
 """
@@ -41,6 +41,25 @@ def find_collapsed(
                 f"{_in_seeds(len(flat), len(by_seed))}: its decisions hang on rounding.",
                 f"no class probability varies by more than {widest:.1e}",
                 "Look at the training curves; try higher learning rates.",
+            ))
+    return findings
+
+
+def find_flawless(rows: Mapping[str, _Seeds]) -> list[Finding]:
+    """Rows without a single error in any seed: nothing varies between resamples, so the interval has no width.
+
+    The error rate that is still compatible with n patients and no error is 3 / n at 95 % ("rule of three").
+    """
+    findings = []
+    for name, by_seed in rows.items():
+        count = len(np.unique(by_seed[0].patient_id_N))
+        if count and all(np.array_equal(one.y_pred_N, one.y_true_N) for one in by_seed):
+            findings.append(Finding(
+                "no_errors", "warning",
+                f"{name} makes no error on {count} test patients: its interval has no width and must not be taken at "
+                f"its word; an error rate of up to {min(1.0, 3 / count):.1%} is compatible with this.",
+                f"{count} of {count} correct in each of {len(by_seed)} seeds",
+                "Look for a leak between train and test, or for a label that can be read off the image.",
             ))
     return findings
 

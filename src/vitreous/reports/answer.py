@@ -42,8 +42,7 @@ def _floor_is_highest(
     leaderboard: Leaderboard, best: LeaderboardRow, candidates: Sequence[LeaderboardRow]
 ) -> list[str]:
     title = leaderboard.metric_title
-    said = [f"No encoder beats the floors: the highest {title} is that of the floor {best.name}, "
-            f"{_number(best, leaderboard)}."]  # fmt: skip
+    said = [f"No encoder beats the floors: {best.name} has the highest {title}, {_number(best, leaderboard)}."]
     if candidates:
         first = candidates[0]
         said.append(f"The highest encoder is {first.name} with {_number(first, leaderboard)}: "

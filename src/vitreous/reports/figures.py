@@ -105,8 +105,8 @@ def training_curves_svg(
                         axes.plot(epoch, [row[f"{split}_{kind}"] for row in history], color=colour, lw=1.2, alpha=0.85,
                                   dashes=dashes or (None, None), label=split if first else None)  # fmt: skip
             kept = next((row for row in history if row["epoch"] == best_epochs[label]), None)
-            if kept is not None:
-                for axes, key in ((losses, "val_loss"), (scores, "val_balanced_accuracy")):
+            for axes, key in ((losses, "val_loss"), (scores, "val_balanced_accuracy")):
+                if kept is not None and key in kept:
                     axes.plot(kept["epoch"], kept[key], "o", ms=5, mfc="white", mec=ACCENT, mew=1.4, zorder=5,
                               label="kept" if first else None)  # fmt: skip
         for axes, name in ((losses, "Loss"), (scores, "Balanced accuracy")):
@@ -169,10 +169,10 @@ def _shade_floor(axes: "Axes", floors: Sequence[LeaderboardRow], metric: str) ->
 
 
 def _readable_on(rgba: Sequence[float]) -> str:
-    """White or ink, whichever stands out more (relative luminance, WCAG 2.2)."""
+    """White or black, whichever stands out more: at least 4.5 to 1 (relative luminance, WCAG 2.2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "white" if luminance < 0.18 else INK
+    return "white" if luminance < 0.179 else "black"
 
 
 def _wrapped(name: str) -> str:

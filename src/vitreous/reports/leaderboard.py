@@ -12,7 +12,13 @@ from vitreous.core.finding import Finding
 from vitreous.core.predictions import Predictions
 from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
-from vitreous.evidence.checks import find_collapsed, find_identical, group_identical, group_same_decisions
+from vitreous.evidence.checks import (
+    find_collapsed,
+    find_flawless,
+    find_identical,
+    group_identical,
+    group_same_decisions,
+)
 from vitreous.evidence.comparison import Comparison, Difference, compare_with_best, resamples_needed
 from vitreous.evidence.intervals import (
     NUM_RESAMPLES,
@@ -165,7 +171,7 @@ def build_leaderboard(
     built.sort(key=lambda row: (row.rank is None, -_number(row.test[metric].value)))
     findings = find_few_patients(test[rows[0].name][0])
     findings += find_collapsed(test, [row.name for row in rows if row.is_constant])
-    findings += find_identical(test)
+    findings += find_flawless(test) + find_identical(test)
     return Leaderboard(
         tuple(built), metric, rows[0].test[min(rows[0].test)].classes, comparison.best, level, alpha, num_resamples,
         drawn, tuple(findings), comparison,
@@ -239,7 +245,7 @@ def _notes(
         notes += [f"identical predictions to {_others(group, row.name)}" for group in identical if row.name in group]
         notes += [f"the same decisions as {_others(group, row.name)}" for group in same if row.name in group]
         missed = [] if row.is_floor else [floor for floor in floors if not comparison.is_better(row.name, floor)]
-        notes += [f"does not clear the floor {', '.join(missed)}"] if missed else []
+        notes += [f"does not clear the floor{'s' if len(missed) > 1 else ''} {', '.join(missed)}"] if missed else []
         result[row.name] = tuple(note.rstrip(".") for note in notes)
     return result
 

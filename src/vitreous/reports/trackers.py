@@ -1,7 +1,8 @@
 """Optional trackers: the leaderboard once more, where a lab already looks. All of them write to local files.
 
-A tracker gets metrics, settings, training curves and the two id-free artefacts (leaderboard.csv, report.html). It never gets
-predictions, manifests or anything else that names a patient. ``trackers/<kind>`` in the run directory is made anew each time.
+A tracker gets metrics, settings, training curves and the two artefacts without ids (leaderboard.csv, report.html),
+never predictions, manifests or anything else that names a patient. ``trackers/<kind>`` in the run directory is made
+anew each time.
 """
 
 import importlib.util
@@ -13,15 +14,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vitreous.core.errors import UserError
-from vitreous.core.undefined import Undefined
 from vitreous.reports.leaderboard import Leaderboard
 from vitreous.reports.leaderboard_tables import leaderboard_cells
 from vitreous.reports.report import TrainingCurves
 
 TrackerKind = Literal["tensorboard", "wandb", "mlflow"]
 _ARTEFACTS = ("leaderboard.csv", "report.html")
-_SETTINGS = ("rank", "letters", "encoder", "recipe", "seeds", "n_test_patients", "trainable_parameters", "is_floor", "notes",
-             "undefined")  # fmt: skip
+_SETTINGS = ("rank", "letters", "encoder", "recipe", "seeds", "n_test_patients", "trainable_parameters", "is_floor",
+             "notes", "undefined")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def tracked_rows(leaderboard: Leaderboard, curves: Sequence[TrainingCurves]) -> 
     for row, cells in zip(leaderboard.rows, leaderboard_cells(leaderboard), strict=True):
         metrics = {
             name: float(cell) for name, cell in cells.items()
-            if name not in _SETTINGS and isinstance(cell, float) and not isinstance(cell, Undefined)
+            if name not in _SETTINGS and isinstance(cell, float)
         }  # fmt: skip
         settings = {name: "" if cells[name] is None else str(cells[name]) for name in _SETTINGS}
         found = by_row.get(row.name)
