@@ -36,7 +36,9 @@ _ENCODERS = {
 }
 
 
-def smooth_volume(shape: tuple[int, int, int], dtype: str, bits_stored: int, seed: int = 0) -> npt.NDArray[Any]:
+def smooth_volume(
+    shape: tuple[int, int, int], dtype: str, bits_stored: int, seed: int = 0
+) -> npt.NDArray[Any]:
     """Smooth values with noise that fill the range of the stored bits, ends included."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(0, 3, n) for n in shape), indexing="ij"))
@@ -47,7 +49,11 @@ def smooth_volume(shape: tuple[int, int, int], dtype: str, bits_stored: int, see
 
 
 def image_dataset(
-    stored_DHW: npt.NDArray[Any], *, bits_stored: int | None = None, photometric: str = "MONOCHROME2", **elements: Any
+    stored_DHW: npt.NDArray[Any],
+    *,
+    bits_stored: int | None = None,
+    photometric: str = "MONOCHROME2",
+    **elements: Any,
 ) -> Dataset:
     """A dataset around stored values, uncompressed; `elements` are set last."""
     dataset = Dataset()
@@ -75,7 +81,10 @@ def write_dicom(path: Path, dataset: Dataset, syntax: str = ExplicitVRLittleEndi
     syntax = pydicom.uid.UID(syntax)
     stored_DHW = _stored(dataset)
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+        dataset.SOPClassUID,
+        dataset.SOPInstanceUID,
+    )
     meta.TransferSyntaxUID = syntax
     meta.FileMetaInformationGroupLength = 0  # present, so that it is written right
     if syntax == JPEGBaseline8Bit:

@@ -111,18 +111,27 @@ def test_truncated_pixel_data_says_how_much_is_there(tmp_path: Path) -> None:
 
 def test_less_pixel_data_than_declared(tmp_path: Path) -> None:
     path = written(tmp_path, NumberOfFrames=5)
-    assert refusal(path) == "the DICOM pixel data is truncated: 5,280 bytes for the 6,600 that the header declares."
+    assert (
+        refusal(path)
+        == "the DICOM pixel data is truncated: 5,280 bytes for the 6,600 that the header declares."
+    )
 
 
 def test_more_frames_than_declared(tmp_path: Path) -> None:
     path = written(tmp_path, NumberOfFrames=3)
-    assert refusal(path) == "the DICOM pixel data is not what its header claims: 5,280 bytes, where 3 frames take 3,960."
+    assert (
+        refusal(path)
+        == "the DICOM pixel data is not what its header claims: 5,280 bytes, where 3 frames take 3,960."
+    )
 
 
 def test_missing_pixel_data(tmp_path: Path) -> None:
     dataset = image_dataset(STORED)
     del dataset.PixelData
-    assert refusal(write_dicom(tmp_path / "a.dcm", dataset)) == "the DICOM file holds no pixel data, or is truncated before it."
+    assert (
+        refusal(write_dicom(tmp_path / "a.dcm", dataset))
+        == "the DICOM file holds no pixel data, or is truncated before it."
+    )
 
 
 def test_zero_frames(tmp_path: Path) -> None:
@@ -148,7 +157,9 @@ def test_absurdly_large_dicom_is_refused_before_anything_is_allocated(tmp_path: 
 
 def test_a_dicom_file_larger_than_allowed(tmp_path: Path) -> None:
     path = written(tmp_path)
-    assert f"the file has {path.stat().st_size:,} bytes; at most 1,000 are allowed" in refusal(path, max_bytes=1000)
+    assert f"the file has {path.stat().st_size:,} bytes; at most 1,000 are allowed" in refusal(
+        path, max_bytes=1000
+    )
 
 
 def test_a_deflate_bomb_is_not_inflated(tmp_path: Path) -> None:
@@ -176,7 +187,9 @@ def test_a_jpeg_frame_whose_own_size_is_not_the_headers(tmp_path: Path, size: tu
     frames[2] = frames[2][: at + 5] + struct.pack(">HH", *size) + frames[2][at + 9 :]
     dataset.PixelData = encapsulate(frames)
     dataset.save_as(path)
-    expected = f"frame 3 of the DICOM pixel data says it has {size[0]} rows, {size[1]} columns and 1 components"
+    expected = (
+        f"frame 3 of the DICOM pixel data says it has {size[0]} rows, {size[1]} columns and 1 components"
+    )
     assert expected in refusal(path)
 
 
@@ -244,12 +257,16 @@ def _with_syntax(tmp_path: Path, syntax: str, **elements: Any) -> Path:
     return path
 
 
-def test_jpeg_lossless_without_gdcm_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_lossless_without_gdcm_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pydicom.pixels.decoders.base import JPEGLosslessSV1Decoder
 
     monkeypatch.setattr(JPEGLosslessSV1Decoder, "_available", {})
     message = refusal(_with_syntax(tmp_path, JPEGLosslessSV1))
-    assert "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])" in message
+    assert (
+        "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])" in message
+    )
     assert message.endswith("needs a decoder that is not installed: install python-gdcm.")
 
 
@@ -290,7 +307,9 @@ def test_a_rescale_that_only_some_frames_state(tmp_path: Path) -> None:
 
 def test_a_dicomdir(tmp_path: Path) -> None:
     dataset = image_dataset(STORED)
-    for keyword in [element.keyword for element in dataset if element.keyword not in ("PatientName", "PatientID")]:
+    for keyword in [
+        element.keyword for element in dataset if element.keyword not in ("PatientName", "PatientID")
+    ]:
         if keyword not in ("SOPClassUID", "SOPInstanceUID"):
             delattr(dataset, keyword)
     path = write_dicom(tmp_path / "a.dcm", dataset)
@@ -326,7 +345,9 @@ def test_damaged_header_values_do_not_leak(tmp_path: Path) -> None:
 # ---- NIfTI ----
 
 
-def nifti(tmp_path: Path, values: np.ndarray, *, name: str = "a.nii", change: Callable[[Any], None] | None = None) -> Path:
+def nifti(
+    tmp_path: Path, values: np.ndarray, *, name: str = "a.nii", change: Callable[[Any], None] | None = None
+) -> Path:
     import nibabel
 
     image = nibabel.Nifti1Image(values, np.eye(4))
@@ -388,10 +409,19 @@ def test_a_gzip_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.stack([FLOATS, FLOATS + 1], axis=-1), r"holds 2 volumes (shape (4, 40, 33, 2)): time points or channels"),
+        (
+            np.stack([FLOATS, FLOATS + 1], axis=-1),
+            r"holds 2 volumes (shape (4, 40, 33, 2)): time points or channels",
+        ),
         (FLOATS.astype(np.complex64), "holds values of type complex64"),
-        (np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), "a volume needs one real number per voxel"),
-        (np.full(SHAPE, 3.0, np.float32), "all 5280 voxels have the same value 3: the volume is of one colour."),
+        (
+            np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]),
+            "a volume needs one real number per voxel",
+        ),
+        (
+            np.full(SHAPE, 3.0, np.float32),
+            "all 5280 voxels have the same value 3: the volume is of one colour.",
+        ),
         (np.where(FLOATS > 200, np.nan, FLOATS).astype(np.float32), "voxels are NaN and 0 infinite"),
         (np.where(FLOATS > 200, np.inf, FLOATS).astype(np.float32), "of 5280 voxels are NaN and"),
     ],
@@ -410,14 +440,19 @@ def test_nifti_without_orientation_asks_for_axes(tmp_path: Path) -> None:
 
 def test_nifti_without_unit_asks_for_spacing(tmp_path: Path) -> None:
     message = refusal(nifti(tmp_path, FLOATS, change=lambda header: header.set_xyzt_units("unknown")))
-    assert "does not say the unit of its spacing (xyzt_units is unknown); set the study key data.spacing_mm" in message
+    assert (
+        "does not say the unit of its spacing (xyzt_units is unknown); set the study key data.spacing_mm"
+        in message
+    )
 
 
 def test_nifti_with_a_singular_affine(tmp_path: Path) -> None:
     def flatten(header: Any) -> None:
         header["srow_z"] = header["srow_x"]
 
-    assert "orientation (affine) is singular or not finite" in refusal(nifti(tmp_path, FLOATS, change=flatten))
+    assert "orientation (affine) is singular or not finite" in refusal(
+        nifti(tmp_path, FLOATS, change=flatten)
+    )
 
 
 def test_nifti_with_an_impossible_header(tmp_path: Path) -> None:
@@ -467,7 +502,9 @@ def test_an_npy_that_is_no_volume(tmp_path: Path, values: np.ndarray, message: s
     assert message in refusal(npy(tmp_path / "a.npy", values))
 
 
-@pytest.mark.parametrize(("num_bytes", "message"), [(40, "NPY header is damaged"), (-7, "array is truncated: 21,113 of")])
+@pytest.mark.parametrize(
+    ("num_bytes", "message"), [(40, "NPY header is damaged"), (-7, "array is truncated: 21,113 of")]
+)
 def test_truncated_npy(tmp_path: Path, num_bytes: int, message: str) -> None:
     path = npy(tmp_path / "a.npy", FLOATS)
     path.write_bytes(path.read_bytes()[:num_bytes])
@@ -514,10 +551,14 @@ def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
     start = header.read_bytes()[:128].replace(b"(4, 40, 33), ", b"(400, 400, 400)")
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("left.npy", start + bytes(1 << 26))
-    assert "the array left declares 256,000,000 bytes; at most 16,777,216 are allowed" in refusal(tmp_path / "a.npz")
+    assert "the array left declares 256,000,000 bytes; at most 16,777,216 are allowed" in refusal(
+        tmp_path / "a.npz"
+    )
 
 
 def test_a_zip_without_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("notes.txt", "no arrays")
-    assert "its name ends in .npz, its content is a ZIP archive without .npy members" in refusal(tmp_path / "a.npz")
+    assert "its name ends in .npz, its content is a ZIP archive without .npy members" in refusal(
+        tmp_path / "a.npz"
+    )

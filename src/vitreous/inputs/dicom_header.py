@@ -35,8 +35,10 @@ _KEYWORDS = (
 )  # fmt: skip
 _TAGS: list[BaseTag | int] = [Tag(tag_for_keyword(keyword) or 0) for keyword in _KEYWORDS]
 _PIXEL_TAGS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
+_PIXEL_TAG_BYTES = tuple(
+    struct.pack(order, 0x7FE0, tag & 0xFFFF) for order in ("<HH", ">HH") for tag in _PIXEL_TAGS
+)
 _PREAMBLE_BYTES = 132
-_ELEMENT_HEAD_BYTES = 8
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 #: What pydicom and its plugins raise on damaged bytes; for most of them they have no exception of their own.
@@ -93,7 +95,7 @@ def read_header(data: bytes, *, is_headless: bool, max_bytes: int) -> DicomHeade
 def _read_dataset(data: bytes, *, is_forced: bool) -> DicomHeader:
     file = BytesIO(data)
     elements = dcmread(file, stop_before_pixels=True, force=is_forced, specific_tags=list(_TAGS))
-    _refuse_without_pixels(elements, file.tell(), len(data))
+    _refuse_without_pixels(elements, data, file.tell())
     stated = elements.file_meta.get("TransferSyntaxUID")
     if stated is not None:
         return DicomHeader(elements, data, file.tell(), UID(str(stated)), states_syntax=True)
@@ -138,13 +140,13 @@ def _read_deflated(deflated: bytes, max_bytes: int) -> DicomHeader:
         )
     file = BytesIO(data)
     elements = read_dataset(file, False, True, stop_when=_is_pixel_data, specific_tags=list(_TAGS))
-    _refuse_without_pixels(elements, file.tell(), len(data))
+    _refuse_without_pixels(elements, data, file.tell())
     return DicomHeader(elements, data, file.tell(), DeflatedExplicitVRLittleEndian, states_syntax=True)
 
 
-def _refuse_without_pixels(elements: Dataset, position: int, num_bytes: int) -> None:
+def _refuse_without_pixels(elements: Dataset, data: bytes, position: int) -> None:
     """Tell a header that is cut short from an object without pixel data."""
-    if num_bytes - position >= _ELEMENT_HEAD_BYTES:
+    if data[position : position + 4] in _PIXEL_TAG_BYTES:
         return
     kept = [elements.get_item(tag) for tag in elements._dict]
     if not kept:
@@ -152,7 +154,7 @@ def _refuse_without_pixels(elements: Dataset, position: int, num_bytes: int) -> 
             "the DICOM file holds no image: none of its elements describes one (it may be a DICOMDIR, or "
             "cut short)."
         )
-    if position > num_bytes or any(_is_cut(element) for element in kept):
+    if position > len(data) or any(_is_cut(element) for element in kept):
         raise InputError("the DICOM file is truncated: it ends inside its header, before any pixel data.")
     raise InputError("the DICOM file holds no pixel data, or is truncated before it.")
 

@@ -18,7 +18,7 @@ _LOGGERS = (
     "pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg._openjpeg", "openjpeg.utils",
     "openjpeg.decode", "jpeg_ls._CharLS", "PIL.Image", "PIL.ImageFile",
 )  # fmt: skip
-_MODULES = r"(pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|PIL|nibabel)(\.|$)"
+_MODULES = r"(pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|PIL|nibabel|numpy)(\.|$)"
 _CATEGORIES = (UserWarning, RuntimeWarning)
 
 _QUOTED = re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"")  # not the apostrophe of a word

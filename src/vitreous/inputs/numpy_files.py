@@ -5,6 +5,7 @@ declares.
 """
 
 import threading
+import tokenize
 import zipfile
 import zlib
 from math import prod
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.errors import InputError
+from vitreous.inputs.library_messages import library_messages
 from vitreous.inputs.volume import DeclaredAxes, Facts, Volume, check_declared_size, checked_volume
 
 _NUMERIC_KINDS = "biuf"
@@ -39,14 +41,14 @@ def decode_npy(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volume:
         InputError: the file is damaged, not of numbers, has not three axes, the study declares no axes, or it
             takes more than `max_bytes`.
     """
-    with path.open("rb") as file:
+    with library_messages() as messages, path.open("rb") as file:
         shape, dtype, is_fortran = _read_npy_header(file)
         _check_three_axes(shape)
         check_declared_size(shape, bytes_per_value=dtype.itemsize, max_bytes=max_bytes)
         array = _read_npy_values(file, shape, dtype, is_fortran)
         if file.read(1):
             raise InputError("the NPY file holds more than one array, or bytes that do not belong to it.")
-    return _declared_volume(array, declared, {"format": "NPY"})
+    return _declared_volume(array, declared, {"format": "NPY", "warnings": "; ".join(messages)})
 
 
 def decode_only_array(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volume:
@@ -112,7 +114,8 @@ class NpzArrays:
         Raises:
             InputError: the array or index is absent, the array is damaged, or it is not made of volumes.
         """
-        array = self._array(name)
+        with library_messages() as messages:
+            array = self._array(name)
         if index < 0:
             _check_three_axes(array.shape)
             voxels = array
@@ -127,8 +130,9 @@ class NpzArrays:
                     f"the array {name} holds {len(array)} volumes; there is none with index {index}."
                 )
             voxels = array[index]
+        facts: Facts = {"format": "NPZ", "array": name, "index": index, "warnings": "; ".join(messages)}
         check_declared_size(voxels.shape, bytes_per_value=voxels.itemsize, max_bytes=self._max_bytes)
-        return _declared_volume(voxels, self._declared, {"format": "NPZ", "array": name, "index": index})
+        return _declared_volume(voxels, self._declared, facts)
 
     def _array(self, name: str) -> npt.NDArray[np.generic]:
         with self._lock:
@@ -197,7 +201,7 @@ def _read_npy_header(file: IO[bytes] | _Member) -> tuple[tuple[int, ...], np.dty
         if read is None:
             raise InputError(f"the NPY header has version {version[0]}.{version[1]}; 1.0 and 2.0 are read.")
         shape, is_fortran, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, EOFError, OverflowError) as error:
+    except (ValueError, TypeError, SyntaxError, EOFError, OverflowError, tokenize.TokenError) as error:
         raise InputError(f"the NPY header is damaged or truncated ({type(error).__name__}).") from None
     if dtype.kind not in _NUMERIC_KINDS or dtype.itemsize > 8:
         raise InputError(f"the array holds values of type {dtype}; a volume needs one real number per voxel.")
@@ -235,8 +239,7 @@ def _declared_volume(array: npt.NDArray[np.generic], declared: DeclaredAxes, fac
         voxels_DHW = np.ascontiguousarray(array.transpose(declared.transpose_to_DHW()), dtype=np.float32)
     if voxels_DHW.base is not None or voxels_DHW is array:
         voxels_DHW = voxels_DHW.copy()  # a stack stays in memory; a volume must not be a window into it
-    facts |= {
-        "stored_type": str(array.dtype), "axes_source": "study",
-        "spacing_source": "study" if declared.spacing_mm else "none", "warnings": "",
-    }  # fmt: skip
-    return checked_volume(voxels_DHW, declared.spacing_mm, facts)
+    sources: Facts = {"axes_source": "study", "spacing_source": "study" if declared.spacing_mm else "none"}
+    return checked_volume(
+        voxels_DHW, declared.spacing_mm, {**facts, "stored_type": str(array.dtype), **sources}
+    )

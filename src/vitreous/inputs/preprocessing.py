@@ -26,6 +26,10 @@ from vitreous.inputs.volume import Spacing, Volume
 #: Part of every feature key: rises whenever any volume and spec could give another tensor.
 PREPROCESSING_VERSION = 1
 
+#: Values that bracket a rank before any is selected, and how far around the rank the bracket reaches in them.
+_SAMPLE = 1 << 16
+_MARGIN = 1 << 9
+
 
 def preprocess_volume(volume: Volume, spec: InputSpec) -> torch.Tensor:
     """The input of an encoder: float32 (C, D, H, W), finite.
@@ -47,9 +51,8 @@ def preprocess_volume(volume: Volume, spec: InputSpec) -> torch.Tensor:
     else:
         if volume.spacing_mm is None:
             raise InputError(
-                f"the encoder needs a spacing of {spec.spacing_mm} mm, but neither the file nor the study "
-                "says that of the "
-                "volume; set the study key data.spacing_mm."
+                f"the encoder needs a spacing of {spec.spacing_mm} mm, but neither the file nor the study says the "
+                "volume's; set the study key data.spacing_mm."
             )
         values_DHW = _resample(volume.voxels_DHW, volume.spacing_mm, spec.spacing_mm, spec)
     tensor_CDHW = _normalise(values_DHW, spec)
@@ -79,54 +82,51 @@ class _AxisGrid:
         inside: the output points that lie within the volume.
     """
 
-    lower: torch.Tensor
-    upper: torch.Tensor
-    weight: torch.Tensor
+    lower: npt.NDArray[np.int64]
+    upper: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float32]
     inside: slice
 
 
 def _axis_grid(num_in: int, num_out: int, step: float, *, is_nearest: bool) -> _AxisGrid:
-    at = (torch.arange(num_out, dtype=torch.float64) + 0.5 - num_out / 2) * step + num_in / 2 - 0.5
+    at = (np.arange(num_out) + 0.5 - num_out / 2) * step + num_in / 2 - 0.5
     # a voxel reaches half a step beyond its centre; 1e-6 keeps a point on that edge inside despite rounding
-    inside = torch.nonzero((at >= -0.5 - 1e-6) & (at <= num_in - 0.5 + 1e-6)).flatten()
+    inside = np.flatnonzero((at >= -0.5 - 1e-6) & (at <= num_in - 0.5 + 1e-6))
     if len(inside) == 0:
-        # one step is wider than the volume: no point falls into it
         raise InputError(f"an axis of {num_in} voxels has no point on a grid whose step is {step:g} voxels.")
     start, stop = int(inside[0]), int(inside[-1]) + 1
-    at = at[start:stop].clamp(0, num_in - 1)
-    if is_nearest:
-        nearest = torch.floor(at + 0.5).clamp(max=num_in - 1).long()
-        return _AxisGrid(nearest, nearest, torch.zeros(len(at)), slice(start, stop))
-    lower = torch.floor(at).long()
-    return _AxisGrid(lower, (lower + 1).clamp(max=num_in - 1), (at - lower).float(), slice(start, stop))
+    at = np.clip(at[start:stop], 0, num_in - 1)
+    lower = np.floor(at + 0.5 if is_nearest else at).astype(np.int64).clip(max=num_in - 1)
+    weight = np.zeros(len(at)) if is_nearest else at - lower
+    return _AxisGrid(lower, (lower + 1).clip(max=num_in - 1), weight.astype(np.float32), slice(start, stop))
 
 
 def _resample(
     voxels_DHW: npt.NDArray[np.float32], spacing_mm: Spacing, target_mm: Spacing, spec: InputSpec
 ) -> torch.Tensor:
     """Interpolate along one axis after the other, only at the points that are kept."""
-    is_nearest = spec.interpolation == "nearest"
     grids = [
-        _axis_grid(num_in, num_out, target / spacing, is_nearest=is_nearest)
+        _axis_grid(num_in, num_out, target / spacing, is_nearest=spec.interpolation == "nearest")
         for num_in, num_out, target, spacing in zip(
             voxels_DHW.shape, spec.size, target_mm, spacing_mm, strict=True
         )
     ]
-    values = torch.from_numpy(voxels_DHW)
-    low = float(values.min())
+    values = voxels_DHW
     # the axis that shrinks most goes first, so that the later ones have less to do
     for axis in sorted(range(3), key=lambda a: len(grids[a].lower) / voxels_DHW.shape[a]):
         grid = grids[axis]
-        first = values.index_select(axis, grid.lower)
-        if not is_nearest:
-            weight = grid.weight.reshape([-1 if a == axis else 1 for a in range(3)])
-            first.lerp_(values.index_select(axis, grid.upper), weight)
-        values = first
-    if tuple(values.shape) == spec.size:
-        return values
-    padded_DHW = torch.full(spec.size, low)
+        between = np.take(values, grid.lower, axis=axis)
+        if grid.weight.any():
+            slope = np.take(values, grid.upper, axis=axis)
+            slope -= between
+            slope *= grid.weight.reshape([-1 if a == axis else 1 for a in range(3)])
+            between += slope
+        values = between
+    if values.shape == spec.size:
+        return torch.from_numpy(values)
+    padded_DHW = np.full(spec.size, voxels_DHW.min(), dtype=np.float32)
     padded_DHW[grids[0].inside, grids[1].inside, grids[2].inside] = values
-    return padded_DHW
+    return torch.from_numpy(padded_DHW)
 
 
 def _normalise(values_DHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
@@ -144,17 +144,19 @@ def _normalise(values_DHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
             low, high = _percentiles(values_DHW.numpy(), kind.lower_percentile, kind.upper_percentile)
             if low >= high:
                 raise InputError(
-                    f"the percentiles {kind.lower_percentile:g} and {kind.upper_percentile:g} of the "
-                    f"volume are both {low:g}: there is "
-                    "no range to bring to [0, 1]."
+                    f"the percentiles {kind.lower_percentile:g} and {kind.upper_percentile:g} of the volume are both "
+                    f"{low:g}: there is no range to bring to [0, 1]."
                 )
-            normalised_DHW = values_DHW.sub_(low).div_(high - low).clamp_(0, 1).pow_(kind.gamma)
+            normalised_DHW = values_DHW.sub_(low).div_(high - low).clamp_(0, 1)
+            # numpy's power, since torch's gives other bits where a thread's share of the voxels ends
+            unit_DHW = normalised_DHW.numpy()
+            np.power(unit_DHW, np.float32(kind.gamma), out=unit_DHW)
         case ClipRange():
             normalised_DHW = values_DHW.clamp_(kind.low, kind.high).sub_(kind.low).div_(kind.high - kind.low)
         case FixedMeanStd():
             start, stop = kind.value_range
-            unit_DHW = values_DHW.sub_(start).div_(stop - start)
-            channels = [unit_DHW.sub(mean).div_(std) for mean, std in zip(kind.mean, kind.std, strict=True)]
+            scaled_DHW = values_DHW.sub_(start).div_(stop - start)
+            channels = [scaled_DHW.sub(mean).div_(std) for mean, std in zip(kind.mean, kind.std, strict=True)]
             return torch.stack(channels) if len(channels) > 1 else _repeat(channels[0], spec.channels)
         case Unchanged():
             normalised_DHW = values_DHW
@@ -180,14 +182,29 @@ def mean_and_std(values_DHW: npt.NDArray[np.float32]) -> tuple[float, float]:
 
 def _percentiles(values_DHW: npt.NDArray[np.float32], *percentiles: float) -> list[float]:
     """Exact percentiles, linear between the nearest ranks: numpy's "linear", in float64."""
-    values = values_DHW.flatten()  # a copy: partition reorders
-    ranks = [percentile / 100 * (values.size - 1) for percentile in percentiles]
-    neighbours = sorted(
-        {index for rank in ranks for index in (int(rank), min(int(rank) + 1, values.size - 1))}
-    )
-    values.partition(neighbours)
+    values = values_DHW.reshape(-1)
     found = []
-    for rank in ranks:
-        lower, upper = float(values[int(rank)]), float(values[min(int(rank) + 1, values.size - 1)])
-        found.append(lower + (upper - lower) * (rank - int(rank)))
+    for percentile in percentiles:
+        rank = percentile / 100 * (values.size - 1)
+        below, above = _at_ranks(values, int(rank), min(int(rank) + 1, values.size - 1))
+        found.append(below + (above - below) * (rank - int(rank)))
     return found
+
+
+def _at_ranks(values: npt.NDArray[np.float32], first: int, last: int) -> tuple[float, float]:
+    """The values at two neighbouring ranks of the sorted values.
+
+    A sorted sample brackets the ranks, and only what lies in the bracket is selected from.
+    """
+    sample = np.sort(values[:: max(1, values.size // _SAMPLE)])
+    start = max(int(first / values.size * sample.size) - _MARGIN, 0)
+    stop = min(int(last / values.size * sample.size) + _MARGIN, sample.size - 1)
+    # at the ends of the sample the bracket is open
+    low = sample[start] if start > 0 else np.float32(-np.inf)
+    high = sample[stop] if stop < sample.size - 1 else np.float32(np.inf)
+    num_below = int(np.count_nonzero(values < low))
+    inside = values[(values >= low) & (values <= high)]
+    if not num_below <= first <= last < num_below + inside.size:
+        num_below, inside = 0, values.copy()  # an unlucky sample: select from all
+    inside.partition(sorted({first - num_below, last - num_below}))
+    return float(inside[first - num_below]), float(inside[last - num_below])
