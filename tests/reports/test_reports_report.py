@@ -191,6 +191,15 @@ def test_long_lists_say_what_they_leave_out(report_data):
     assert "300 files could not be used" in text
 
 
+def test_figures_that_do_not_fit_are_counted(report_data, monkeypatch):
+    assert "Shown are the curves of" not in report_html(report_data)
+    monkeypatch.setattr("vitreous.reports.report.MAX_CURVES_BYTES", 30_000)
+    text = report_html(report_data)
+    assert "Shown are the curves of 1 of 2 rows; the run directory has history.csv of each." in text
+    monkeypatch.setattr("vitreous.reports.report.MAX_FIGURES", 3)
+    assert "Shown are the first 3 of 5 rows" in report_html(report_data)
+
+
 def test_tables_and_flattening_take_numpy_values():
     table = Table.from_frame("t", pd.DataFrame({"a": [1], "b": [0.5], "c": [None]}))
     assert table.rows == ((1, 0.5, "None"),)

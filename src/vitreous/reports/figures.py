@@ -208,7 +208,8 @@ def _svg(figure: "Figure", title: str, description: str) -> str:
 
 
 def _own_names(tag: str, salt: str) -> str:
-    """One tag with ids, references to them and the font made its own."""
+    """One tag with ids, references to them and the font made its own, and hundredths of a point at the finest."""
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
     tag = re.sub(r'\bid="([^"]+)"', rf'id="{salt}-\1"', tag)
     tag = re.sub(r'(href="#|url\(#)', rf"\1{salt}-", tag)
     return re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda found: f"font: {found[1]}{_FONTS}", tag)

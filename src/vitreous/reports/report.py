@@ -28,6 +28,7 @@ from vitreous.reports.quarantine import QuarantinedRow
 
 SCHEMA_VERSION = 1
 MAX_FIGURES = 40  # rows with a confusion matrix and curves in the report; the run directory has them all
+MAX_CURVES_BYTES = 3_000_000  # curves of many folds and seeds; the whole file stays below 5 MB
 MAX_LISTED = 200  # quarantined files
 _FOLDER = Path(__file__).parent
 
@@ -172,16 +173,26 @@ def report_html(data: ReportData) -> str:
                                                       f"Confusion matrix of {row.name}")))
             for row in pictured
         ],
-        curves=[
-            (one, Markup(figures.training_curves_svg(one.histories, one.best_epochs, f"Training curves of {one.row}")))
-            for one in data.curves if one.row in pictured_names
-        ],
+        curves=_pictured_curves([one for one in data.curves if one.row in pictured_names]),
         max_figures=MAX_FIGURES,
         max_listed=MAX_LISTED,
         flatten=flatten,
         is_undefined=lambda value: isinstance(value, Undefined),
         schema_version=SCHEMA_VERSION,
     )  # fmt: skip
+
+
+def _pictured_curves(curves: Sequence[TrainingCurves]) -> list[tuple[TrainingCurves, Markup]]:
+    """As many as the file has room for, in order; the template says how many were left out."""
+    pictured: list[tuple[TrainingCurves, Markup]] = []
+    room = MAX_CURVES_BYTES
+    for one in curves:
+        svg = figures.training_curves_svg(one.histories, one.best_epochs, f"Training curves of {one.row}")
+        room -= len(svg.encode())
+        if room < 0:
+            break
+        pictured.append((one, Markup(svg)))
+    return pictured
 
 
 _SEVERITIES = ("error", "warning", "info")
