@@ -71,6 +71,17 @@ def boto_client(url: str, access_key: str = ACCESS_KEY, secret_key: str = SECRET
     )  # fmt: skip
 
 
+def upload_in_parts(client: Any, bucket: str, key: str, body: bytes, part: int) -> None:
+    """Upload in parts of `part` bytes (5 MiB at least), which gives an ETag of another form."""
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    parts = []
+    for number, start in enumerate(range(0, len(body), part), 1):
+        piece = body[start : start + part]
+        answer = client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=piece)
+        parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+    client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+
+
 class DamagingProxy:
     """Forwards to an S3 server and damages the answers to GET, key by key.
 

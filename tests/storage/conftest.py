@@ -25,7 +25,7 @@ def _test_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_test_keys(monkeypatch, str(tmp_path))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def boto(s3_url: str) -> Any:
     return boto_client(s3_url)
 

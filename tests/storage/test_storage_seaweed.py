@@ -4,11 +4,10 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from s3_server import SECRET_KEY, boto_client, running_weed, weed_binary
+from s3_server import SECRET_KEY, boto_client, running_weed, upload_in_parts, weed_binary
 from vitreous.core.errors import LocationError
 from vitreous.storage.listing import load_key_manifest
 from vitreous.storage.location import Location, S3Options
@@ -33,18 +32,8 @@ def weed_bodies(weed_url: str) -> dict[str, bytes]:
     for key, body in bodies.items():
         client.put_object(Bucket="eye", Key=key, Body=body)
     bodies["large.bin"] = os.urandom(20 * MIB + 3)
-    upload_in_parts(client, "large.bin", bodies["large.bin"], 8 * MIB)
+    upload_in_parts(client, "eye", "large.bin", bodies["large.bin"], 8 * MIB)
     return bodies
-
-
-def upload_in_parts(client: Any, key: str, body: bytes, part: int) -> None:
-    upload = client.create_multipart_upload(Bucket="eye", Key=key)["UploadId"]
-    pieces = [body[start : start + part] for start in range(0, len(body), part)]
-    parts = []
-    for number, piece in enumerate(pieces, 1):
-        answer = client.upload_part(Bucket="eye", Key=key, UploadId=upload, PartNumber=number, Body=piece)
-        parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-    client.complete_multipart_upload(Bucket="eye", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
 
 
 def test_stage_everything(weed_bodies: dict[str, bytes], weed_url: str, tmp_path: Path) -> None:

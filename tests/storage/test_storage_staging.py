@@ -19,7 +19,7 @@ from vitreous.storage.location import Location, ObjectInfo, S3Options
 from vitreous.storage.objects import ObjectStore
 from vitreous.storage.staging import StagingCache
 
-COUNT, SIZE = 24, 10_000
+COUNT, SIZE = 16, 10_000
 
 _CONSUMER = """
 import sys, time
@@ -291,7 +291,7 @@ def test_two_processes_share_a_cache(
         out, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         assert out.splitlines() == [f"{key} {SIZE}" for key in bodies]
-    assert staged_bytes(tmp_path) <= COUNT * SIZE / 3
+    assert staged_bytes(tmp_path) <= COUNT * SIZE / 3 + 2 * SIZE  # and one file for each consumer at most
 
 
 def test_killed_while_fetching(

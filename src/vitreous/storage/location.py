@@ -130,8 +130,8 @@ class S3Options:
         endpoint: ``http(s)://host[:port]``; None takes ``S3_ENDPOINT_URL``, ``AWS_ENDPOINT_URL_S3``,
             ``AWS_ENDPOINT_URL``, the AWS profile's ``endpoint_url``, else AWS itself.
         region: None takes ``AWS_REGION``, ``AWS_DEFAULT_REGION``, the AWS profile's, else ``us-east-1``.
-        etags_are_md5: a plain 32-digit ETag is the MD5 of the bytes, as S3 says, and is checked. False for buckets
-            encrypted with SSE-KMS or SSE-C, whose ETags look alike and are not.
+        etags_are_md5: ETags are made of the MD5 of the bytes, as S3 says, and are checked. False for buckets encrypted
+            with SSE-KMS or SSE-C, whose ETags look alike and are not: then the size alone is checked.
     """
 
     endpoint: str | None = None

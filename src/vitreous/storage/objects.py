@@ -84,7 +84,8 @@ class ObjectStore:
         location = self.root.child(relative)
         if location.is_local:
             return read_local(location)
-        return self.retry.run(lambda: self._read_once(location), str(location))
+        seen: set[str] = set()
+        return self.retry.run(lambda: self._read_once(location, seen), str(location))
 
     def download(
         self,
@@ -106,7 +107,8 @@ class ObjectStore:
         """
         ended = stop or threading.Event()
         policy = retry or self.retry
-        return policy.run(lambda: self._download_once(info, path, ended), str(info.location), ended)
+        seen: set[str] = set()
+        return policy.run(lambda: self._download_once(info, path, ended, seen), str(info.location), ended)
 
     def _list_bucket(self, folder: Location) -> Listing:
         import obstore
@@ -124,17 +126,18 @@ class ObjectStore:
             # the answer to HEAD has no body, so it cannot tell a missing key from a missing bucket; GET can
             return obstore.get(self._open(), location.key).meta
 
-    def _read_once(self, location: Location) -> bytes:
+    def _read_once(self, location: Location, seen: set[str]) -> bytes:
         pieces: list[bytes] = []
         result = self._get(location)
-        check = BodyCheck(self._info(location, result.meta), etags_are_md5=self.s3.etags_are_md5)
+        promised = self._info(location, result.meta)
+        check = BodyCheck(promised, etags_are_md5=self.s3.etags_are_md5, seen=seen)
         for piece in self._pieces(location, result):
             check.update(piece)
             pieces.append(bytes(piece))
         check.finish()
         return b"".join(pieces)
 
-    def _download_once(self, info: ObjectInfo, path: Path, stop: threading.Event) -> str:
+    def _download_once(self, info: ObjectInfo, path: Path, stop: threading.Event, seen: set[str]) -> str:
         result = self._get(info.location)
         now = self._info(info.location, result.meta)
         if info.etag and now.etag and now.etag != info.etag:
@@ -142,7 +145,7 @@ class ObjectStore:
                 f"{info.location}: is no longer the object that was listed: got ETag {now.etag}, expected {info.etag}. "
                 f"Refresh the listing and run again."
             )
-        check = BodyCheck(info, etags_are_md5=self.s3.etags_are_md5)
+        check = BodyCheck(info, etags_are_md5=self.s3.etags_are_md5, seen=seen)
         with path.open("wb") as file:
             for piece in self._pieces(info.location, result):
                 check.update(piece)

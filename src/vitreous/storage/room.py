@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitreous.storage.locks import exclusive, remove_unless_pinned
+from vitreous.storage.locks import Note, exclusive, remove_unless_pinned, sum_notes
 
 _PARTIAL_SUFFIX = ".part"
 _ABANDONED_S = 3600.0  # a partial file not written to for so long was left by a killed process
-_RECOUNT_EVERY = 32  # reservations between two looks at what other processes have added
+_RECOUNT_EVERY = 32  # reservations between two looks at what other processes do, fewer when little room is left
 _LOW_WATER = 0.9  # an eviction goes this far down, so that the next ones are rare
 
 
@@ -24,8 +24,8 @@ class _Staged:
 class Room:
     """Keeps a folder of files below a number of bytes, the least recently used going first.
 
-    Several processes may share the folder. A file pinned by any of them stays, so that the folder can exceed the
-    bound by the files that consumers hold at that moment, never by more.
+    Several processes may share the folder; each shows the others what it is about to write. A file pinned by any of
+    them stays, so that the folder can exceed the bound by the files that consumers hold at that moment.
 
     Args:
         folder: holds the files, in subfolders one level deep.
@@ -35,9 +35,11 @@ class Room:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self._lock_path = folder.parent / ".room.lock"
+        self._lock_path = folder.parent / "locks" / "room"
+        self._notes = folder.parent / "reserved"
+        self._note: Note | None = None
         self._mutex = threading.Lock()
-        self._used = 0  # bytes on disk at the last count, and what this process has added since
+        self._used = 0  # bytes on disk and reserved by others at the last count, and what this process added since
         self._coming = 0  # bytes reserved by downloads of this process that are not yet on disk
         self._until_recount = 0
 
@@ -49,26 +51,40 @@ class Room:
         Returns:
             Whether the room is reserved. If so, :meth:`settle` must follow.
         """
-        with self._mutex:
-            self._until_recount -= 1
-            if self._until_recount < 0 or self._used + self._coming + size > self.max_bytes:
-                with exclusive(self._lock_path):
-                    self._count_and_evict(size)
+        with self._mutex, exclusive(self._lock_path):
+            free = self.max_bytes - self._used - self._coming
+            self._until_recount = min(self._until_recount - 1, free // (4 * size + 1))
+            if self._until_recount < 0 or free < size:
+                self._count_and_evict(size)
             if self._used + self._coming + size > self.max_bytes and not must:
                 return False
-            self._coming += size
+            self._show(self._coming + size)
             return True
 
     def settle(self, size: int, *, is_written: bool) -> None:
         """End a reservation: the file now lies in the folder, or never will."""
         with self._mutex:
-            self._coming -= size
+            self._show(self._coming - size)
             if is_written:
                 self._used += size
 
+    def close(self) -> None:
+        """Take away what this process shows to others."""
+        with self._mutex:
+            if self._note is not None:
+                self._note.close()
+                self._note = None
+
+    def _show(self, coming: int) -> None:
+        self._coming = coming
+        if self._note is None:
+            self._note = Note(self._notes)
+        self._note.write(coming)
+
     def _count_and_evict(self, size: int) -> None:
         staged = self._scan()
-        self._used = sum(file.size for file in staged)
+        own = self._note.path if self._note is not None else self._notes
+        self._used = sum(file.size for file in staged) + sum_notes(self._notes, without=own)
         self._until_recount = _RECOUNT_EVERY
         if self._used + self._coming + size <= self.max_bytes:
             return

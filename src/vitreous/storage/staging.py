@@ -1,6 +1,7 @@
 """Remote files brought to a bounded local cache: whole or not at all, verified, many in flight.
 
-Layout of the cache folder: ``objects/<2 hex>/<identity><suffix>``, ``digests.sqlite``, lock files.
+Layout of the cache folder: ``objects/<2 hex>/<identity><suffix>``, ``digests.sqlite``, and ``locks`` and ``reserved``,
+by which processes that share it know of each other.
 """
 
 import os
@@ -147,6 +148,7 @@ class StagingCache:
             while self._held:
                 self._held.popitem()[1][0].release()
         self._digests.close()
+        self._room.close()
 
     def __enter__(self) -> Self:
         return self
