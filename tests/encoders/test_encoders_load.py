@@ -39,9 +39,11 @@ def prefixed(tensors: Weights, prefix: str) -> Weights:
 
 def full_checkpoint(config: Any = CONFIG, wrapper: str = "") -> dict[str, Any]:
     """The layout of the labs: both encoders, predictor, optimizer, config."""
-    model = prefixed(weights(0), f"{wrapper}context_encoder.") | prefixed(weights(1), f"{wrapper}target_encoder.encoder.")
+    model = prefixed(weights(0), f"{wrapper}context_encoder.")
+    model |= prefixed(weights(1), f"{wrapper}target_encoder.encoder.")
     model |= {f"{wrapper}predictor.embed.weight": torch.ones(3)}
-    return {"epoch": 7, "step": 900, "model_state_dict": model, "loss": 0.25, "config": config, "scheduler_state_dict": {},
+    return {"epoch": 7, "step": 900, "model_state_dict": model, "loss": 0.25, "config": config,
+            "scheduler_state_dict": {},
             "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}}
 
 
@@ -87,9 +89,10 @@ def test_the_labs_layout_with_an_omegaconf_config(tmp_path: Path, wrapper: str) 
 
 def test_equal_weights_have_equal_hashes_whatever_the_file(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "c.safetensors", metadata={"config": json.dumps(CONFIG)})
+    wrapped = {"state_dict": prefixed(weights(), "module."), "config": CONFIG}
     encoders = [
         load_encoder(save(tmp_path / "a.pt", full_checkpoint()), "vit3d"),
-        load_encoder(save(tmp_path / "b.pt", {"state_dict": prefixed(weights(), "module."), "config": CONFIG}), "vit3d"),
+        load_encoder(save(tmp_path / "b.pt", wrapped), "vit3d"),
         load_encoder(save(tmp_path / "d.pt", weights()), "vit3d", img_size=SIZE),
         load_encoder(tmp_path / "c.safetensors", "vit3d", precision="bf16"),
     ]
@@ -147,7 +150,7 @@ def test_an_input_that_does_not_exist_is_refused(tmp_path: Path, override: dict[
         (lambda w: w.pop("norm.bias"), "28 of 29 encoder tensors matched.*1 missing: norm.bias"),
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("blocks.0.")], "12 missing: .* and 2 more"),
         (lambda w: w.update(cls_token=torch.zeros(1)), "1 unexpected: cls_token"),
-        (lambda w: w.update({"norm.bias": torch.zeros(65)}), r"1 of another shape: norm.bias: file \(65,\), encoder \(64,\)"),
+        (lambda w: w.update({"norm.bias": torch.zeros(65)}), r"1 of another shape: norm.bias: file \(65,\), encoder"),
         (lambda w: w["norm.bias"].__setitem__(3, math.nan), "1 tensors hold NaN or infinity: norm.bias"),
         (lambda w: w["pos_embed"].__setitem__((0, 0, 0), math.inf), "NaN or infinity: pos_embed"),
         (lambda w: w.pop("pos_embed"), "pos_embed is missing"),
@@ -176,7 +179,7 @@ def test_an_unknown_prefix_is_named_with_its_remedy(tmp_path: Path) -> None:
 
 def test_a_head_beside_the_encoder_is_no_part_of_it(tmp_path: Path) -> None:
     tensors = prefixed(weights(), "context_encoder.") | {"head.weight": torch.ones(4, 64)}
-    with pytest.raises(CheckpointError, match="1 unexpected: head.weight"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected: head\.weight"):
         load_encoder(save(tmp_path / "a.pt", {"state_dict": tensors, "config": CONFIG}), "vit3d")
 
 
@@ -187,7 +190,7 @@ def test_another_family_is_named(tmp_path: Path) -> None:
 
 def test_names_that_collide_without_their_wrapper(tmp_path: Path) -> None:
     tensors = weights() | prefixed({"norm.bias": torch.zeros(64)}, "module.")
-    with pytest.raises(CheckpointError, match="norm.bias stand in the file with and without"):
+    with pytest.raises(CheckpointError, match=r"norm\.bias stand in the file with and without"):
         load_encoder(save(tmp_path / "a.pt", {"state_dict": tensors, "config": CONFIG}), "vit3d")
 
 
@@ -209,7 +212,7 @@ def test_an_encoder_that_is_not_in_the_file(tmp_path: Path) -> None:
         ({"image_size": [8, 32, 64]}, r"config.image_size is \[8, 32, 64\].*16 tokens; pos_embed has 8"),
         ({"image_size": [8, 32, 33]}, r"config.image_size is \[8, 32, 33\]"),
         ({"image_size": "64x384"}, "three whole numbers"),
-        ({"image_size": SIZE, "model": {"img_size": [4, 32, 64]}}, r"stated differently: config.image_size is \[8, 32, 32\]"),
+        ({"image_size": SIZE, "model": {"img_size": [4, 32, 64]}}, r"stated differently: config.image_size is \[8, 32"),
         (CONFIG | {"patch_size": [2, 16, 16]}, r"config.patch_size is \[2, 16, 16\].*\[4, 16, 16\]"),
         (CONFIG | {"patch_size": 16}, r"config.patch_size is \[16, 16, 16\]"),
         (CONFIG | {"model": {"embed_dim": 128}}, "config.model.embed_dim is 128, but the tensors say 64"),
@@ -227,7 +230,8 @@ def test_a_config_that_contradicts_the_tensors(tmp_path: Path, config: dict[str,
     "config",
     [
         CONFIG, {"img_size": SIZE}, {"model": {"image_size": SIZE, "patch_size": PATCH}},
-        CONFIG | {"patch_size": 16, "tubelet_size": 4}, {"model": CONFIG | {"num_heads": 2, "embed_dim": 64, "depth": 2}},
+        CONFIG | {"patch_size": 16, "tubelet_size": 4},
+        {"model": CONFIG | {"num_heads": 2, "embed_dim": 64, "depth": 2}},
     ],
 )
 def test_ways_to_state_the_size(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -241,7 +245,7 @@ def test_heads_without_config_follow_the_rule_or_are_asked_for(tmp_path: Path) -
     assert encoder.architecture["num_heads"] == 2
     assert encoder.receipt.inferred["sources"]["num_heads"] == "rule: head width 64"
     narrow = save(tmp_path / "b.pt", {"state_dict": weights(width=32), "config": CONFIG})
-    with pytest.raises(CheckpointError, match="no multiple of the usual head width 64. Give the option num_heads"):
+    with pytest.raises(CheckpointError, match=r"no multiple of the usual head width 64\. Give the option"):
         load_encoder(narrow, "vit3d")
     assert load_encoder(narrow, "vit3d", num_heads=4).receipt.inferred["sources"]["num_heads"] == "option num_heads"
 

@@ -107,7 +107,7 @@ def test_bfloat16_files_load_completely(tmp_path: Path, prefix: str) -> None:
 def test_a_missing_layer_is_refused(tmp_path: Path) -> None:
     tensors = {name: tensor for name, tensor in network().state_dict().items() if not name.startswith("layer4.")}
     torch.save({"state_dict": tensors}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="missing: layer4.0.bn1.bias"):
+    with pytest.raises(CheckpointError, match=r"missing: layer4\.0\.bn1\.bias"):
         load_encoder(tmp_path / "a.pt", "resnet3d")
 
 
