@@ -82,10 +82,14 @@ class Intervals(Frozen):
 
 
 class S3(Frozen):
-    """Where an S3-compatible store answers. Keys come from the environment, never from a study."""
+    """Where an S3-compatible store answers. Keys come from the environment, never from a study.
+
+    `etags_are_md5: false` is for buckets encrypted with keys of their own (SSE-KMS, SSE-C), whose ETags are no checksums.
+    """
 
     endpoint: str | None = None
     region: str | None = None
+    etags_are_md5: bool = True
 
 
 class Cache(Frozen):

@@ -109,7 +109,7 @@ def open_cache(config: StudyConfig) -> StagingCache:
 
 def s3_options(config: StudyConfig) -> S3Options:
     """Endpoint and region; keys come from the environment."""
-    return S3Options(endpoint=config.s3.endpoint, region=config.s3.region)
+    return S3Options(config.s3.endpoint, config.s3.region, config.s3.etags_are_md5)
 
 
 def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:

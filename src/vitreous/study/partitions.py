@@ -12,7 +12,7 @@ import pandas as pd
 from vitreous.config.study import Folds
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.samples.cohort import Cohort
-from vitreous.samples.folds import assign_folds
+from vitreous.samples.folds import fold_cohorts
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def make_partitions(cohort: Cohort, folds: Folds | None, usable: pd.Series | Non
     """
     if folds is None:
         return [_partition(None, cohort, usable)]
-    rounds = assign_folds(cohort.patient_labels(), num_folds=folds.k, seed=folds.seed)
-    return [_partition(fold, cohort.resplit(split_of), usable) for fold, split_of in enumerate(rounds)]
+    rounds = fold_cohorts(cohort, num_folds=folds.k, seed=folds.seed)
+    return [_partition(fold, of_fold, usable) for fold, of_fold in enumerate(rounds)]
 
 
 def _partition(fold: int | None, cohort: Cohort, usable: pd.Series | None) -> Partition:
