@@ -1,4 +1,4 @@
-"""Random, truncated and altered bytes: whatever they are, they decode or end in an InputError, never in anything else."""
+"""Random, truncated and altered bytes decode or end in an InputError, never in anything else."""
 
 import gzip
 import tempfile

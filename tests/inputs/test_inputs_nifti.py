@@ -1,4 +1,4 @@
-"""NIfTI decoding. Oracle: nibabel's own loading (get_fdata of the closest canonical image) and what was written."""
+"""NIfTI decoding. Oracles: nibabel's get_fdata of the closest canonical image, and what was written."""
 
 from pathlib import Path
 

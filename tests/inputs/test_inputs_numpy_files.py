@@ -1,5 +1,6 @@
 """NPY and NPZ decoding. Oracle: the arrays that numpy wrote."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
@@ -120,3 +121,20 @@ def test_declarations_are_checked(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         DeclaredAxes(axes, spacing_mm)
+
+
+_MEDMNIST = (
+    Path(os.environ.get("VITREOUS_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "medmnist"
+)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not _MEDMNIST.is_dir(), reason="MedMNIST is not beside the project")
+@pytest.mark.parametrize("path", sorted(_MEDMNIST.glob("*3d*.npz")), ids=lambda path: path.name)
+def test_medmnist_volumes_are_those_of_numpy(path: Path) -> None:
+    arrays = NpzArrays(path, DeclaredAxes("DHW"), max_bytes=1 << 31)
+    for name in (name for name in arrays.names if name.endswith("_images")):
+        with np.load(path) as archive:
+            stack = archive[name]
+        for index in (0, len(stack) // 2, len(stack) - 1):
+            np.testing.assert_array_equal(arrays.volume(name, index).voxels_DHW, stack[index])

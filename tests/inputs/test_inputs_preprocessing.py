@@ -1,4 +1,4 @@
-"""Preprocessing. Oracles: torch.nn.functional.interpolate, scipy's map_coordinates, numpy's percentile, closed forms."""
+"""Preprocessing. Oracles: torch's interpolate, scipy's map_coordinates, numpy's percentile, closed forms."""
 
 import numpy as np
 import pytest

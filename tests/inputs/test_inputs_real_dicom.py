@@ -72,7 +72,7 @@ _REFUSED_EXTERNAL = {
 }
 
 
-#: gdcm aborts the process on these, or misreads 32 bits in big endian: → the same image in a file that it reads.
+#: gdcm aborts on these, or misreads 32 bits in big endian → the same image in a file that it reads.
 _TWINS = {
     "rtdose_1frame.dcm": "rtdose.dcm",
     "rtdose_expb.dcm": "rtdose.dcm",
@@ -88,7 +88,7 @@ def _expected_refusal(path: Path, table: dict[str, str]) -> str | None:
 
 
 def check_against_gdcm(path: Path, refusal: str | None) -> None:
-    """Equal rescaled values, the rescale and the order being applied to what gdcm decodes; or the named refusal."""
+    """Equal values, rescale and order being applied to what gdcm decodes; or the named refusal."""
     if refusal is not None:
         with pytest.raises(InputError) as caught:
             decode_volume(path, declared=DeclaredAxes(), max_bytes=1 << 28)

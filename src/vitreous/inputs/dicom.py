@@ -35,7 +35,8 @@ def decode_dicom(path: Path, *, declared: DeclaredAxes, max_bytes: int, is_headl
         raise InputError(
             f"the file has {size:,} bytes; at most {max_bytes:,} are allowed. Allow more bytes per volume."
         )
-    with library_messages() as messages:
+    # what overflows becomes infinite, which is refused by name further on
+    with library_messages() as messages, np.errstate(over="ignore", invalid="ignore"):
         header = read_header(path.read_bytes(), is_headless=is_headless, max_bytes=max_bytes)
         with damage_as_input_error("the DICOM header is damaged"):
             layout = pixel_layout(header)
@@ -83,10 +84,7 @@ def _place_frames(
         else:
             np.multiply(frame_HW, slope, out=exact_HW)
             exact_HW += intercept
-            with np.errstate(
-                over="ignore"
-            ):  # an overflow becomes infinite, which is refused with the whole volume
-                slice_HW[...] = exact_HW
+            slice_HW[...] = exact_HW
         num_frames += 1
     if num_frames != layout.num_frames:
         raise InputError(

@@ -199,9 +199,13 @@ def _plane_positions(groups: FrameGroups, notes: list[str]) -> npt.NDArray[np.fl
         origins_N3 = np.asarray(origins, dtype=np.float64).reshape(groups.num_frames, 3)
         axes_N23 = np.asarray(axes, dtype=np.float64).reshape(groups.num_frames, 2, 3)
         normals_N3 = np.cross(axes_N23[:, 0], axes_N23[:, 1])
-        normal = normals_N3[0] / np.linalg.norm(normals_N3[0])
-        if not np.all(np.isfinite(origins_N3)) or not np.all(np.isfinite(normal)):
+        if not np.all(np.isfinite(origins_N3)) or not np.all(np.isfinite(normals_N3)):
             raise InputError("a frame's position or orientation in the DICOM file is not finite.")
+        if not np.allclose(np.linalg.norm(normals_N3, axis=1), 1.0, atol=_PARALLEL):
+            raise InputError(
+                "a frame's orientation in the DICOM file is not two perpendicular directions of length 1."
+            )
+        normal = normals_N3[0] / np.linalg.norm(normals_N3[0])
         if np.linalg.norm(np.cross(normals_N3, normal), axis=1).max() > _PARALLEL:
             notes.append("the planes of the frames are not parallel: frames are kept as stored")
             return None

@@ -181,6 +181,10 @@ def iterate_frames(
             frames.
     """
     syntax = header.transfer_syntax
+    if layout.photometric == "MONOCHROME1" and element.keyword != "PixelData":
+        raise InputError(
+            "the DICOM image is MONOCHROME1 with floating-point values, which have no range to invert in."
+        )
     options: dict[str, Any] = {
         "rows": layout.rows, "columns": layout.columns, "number_of_frames": layout.num_frames,
         "samples_per_pixel": 1,

@@ -33,7 +33,8 @@ from vitreous.inputs.volume import (
     is_length,
 )
 
-_MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
+#: Code in the lowest three bits of xyzt_units → mm: metre, millimetre, micrometre.
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
 _NIFTI2_MAGIC = b"n+2\x00\r\n\x1a\n"
 #: nibabel reports what it repairs in a header at these levels; from 40 on it is an error
@@ -55,15 +56,18 @@ def decode_nifti(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volum
             with gzip.open(path) if _is_gzipped(path) else path.open("rb") as file:
                 header = _read_header(file, messages)
                 stored_IJK = _read_values(file, header, max_bytes)
-            values_IJK = _rescaled(stored_IJK, header)
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # what overflows is refused with the whole volume
+                values_IJK = _rescaled(stored_IJK, header)
+                voxels_DHW, axes_source, order = _oriented(values_IJK, header, declared)
+                spacing_mm, spacing_source = _spacing(header, order, declared)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(
                 f"the gzip stream of the NIfTI file is damaged or truncated ({type(error).__name__})."
             ) from None
         except (HeaderDataError, ValueError, OverflowError) as error:
             raise InputError(f"the NIfTI header is damaged ({without_values(str(error))}).") from None
-    voxels_DHW, axes_source, order = _oriented(values_IJK, header, declared)
-    spacing_mm, spacing_source = _spacing(header, order, declared)
     facts: Facts = {
         "format": "NIfTI-2" if isinstance(header, Nifti2Header) else "NIfTI-1",
         "stored_type": str(header.get_data_dtype()),
@@ -137,13 +141,12 @@ def _read_values(file: Any, header: Any, max_bytes: int) -> npt.NDArray[np.gener
 def _rescaled(stored_IJK: npt.NDArray[np.generic], header: Any) -> npt.NDArray[np.float32]:
     """Values after scl_slope and scl_inter; as stored where the slope is 0, as the standard says."""
     slope, intercept = header.get_slope_inter()
-    with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused with the whole volume
-        if slope in (None, 1.0) and intercept in (None, 0.0):
-            return stored_IJK.astype(np.float32)
-        values_IJK = np.empty(stored_IJK.shape, dtype=np.float32, order="F")
-        for k in range(stored_IJK.shape[2]):
-            values_IJK[:, :, k] = stored_IJK[:, :, k].astype(np.float64) * slope + intercept
-        return values_IJK
+    if slope in (None, 1.0) and intercept in (None, 0.0):
+        return stored_IJK.astype(np.float32)
+    values_IJK = np.empty(stored_IJK.shape, dtype=np.float32, order="F")
+    for k in range(stored_IJK.shape[2]):
+        values_IJK[:, :, k] = stored_IJK[:, :, k].astype(np.float64) * slope + intercept
+    return values_IJK
 
 
 def _oriented(
@@ -171,7 +174,7 @@ def _oriented(
 
 
 def _spacing(header: Any, order: tuple[int, int, int], declared: DeclaredAxes) -> tuple[Spacing | None, str]:
-    unit = header.get_xyzt_units()[0]
+    unit = int(header["xyzt_units"]) & 0b111
     if unit not in _MM_PER_UNIT:
         if declared.spacing_mm is None:
             raise InputError(

@@ -51,11 +51,13 @@ def preprocess_volume(volume: Volume, spec: InputSpec) -> torch.Tensor:
     else:
         if volume.spacing_mm is None:
             raise InputError(
-                f"the encoder needs a spacing of {spec.spacing_mm} mm, but neither the file nor the study says the "
-                "volume's; set the study key data.spacing_mm."
+                f"the encoder needs a spacing of {spec.spacing_mm} mm, but neither the file nor the study "
+                "says the volume's; set the study key data.spacing_mm."
             )
-        values_DHW = _resample(volume.voxels_DHW, volume.spacing_mm, spec.spacing_mm, spec)
-    tensor_CDHW = _normalise(values_DHW, spec)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values_DHW = _resample(volume.voxels_DHW, volume.spacing_mm, spec.spacing_mm, spec)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        tensor_CDHW = _normalise(values_DHW, spec)
     # minimum and maximum carry NaN and infinity along
     low, high = torch.aminmax(tensor_CDHW)
     if not torch.isfinite(low) or not torch.isfinite(high):
@@ -144,8 +146,8 @@ def _normalise(values_DHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
             low, high = _percentiles(values_DHW.numpy(), kind.lower_percentile, kind.upper_percentile)
             if low >= high:
                 raise InputError(
-                    f"the percentiles {kind.lower_percentile:g} and {kind.upper_percentile:g} of the volume are both "
-                    f"{low:g}: there is no range to bring to [0, 1]."
+                    f"the percentiles {kind.lower_percentile:g} and {kind.upper_percentile:g} of the volume "
+                    f"are both {low:g}: there is no range to bring to [0, 1]."
                 )
             normalised_DHW = values_DHW.sub_(low).div_(high - low).clamp_(0, 1)
             # numpy's power, since torch's gives other bits where a thread's share of the voxels ends
