@@ -291,7 +291,7 @@ def test_jpeg_extended_of_12_bits_names_the_package_and_its_licence(
     ("elements", "message"),
     [
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "not grey: 1 samples per pixel, photometric interp"),
-        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "3 samples per pixel, photometric interpret"),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "3 samples per pixel, photometric"),
         ({"PhotometricInterpretation": "YBR_FULL_422", "SamplesPerPixel": 3}, "interpretation YBR_FULL_422"),
         ({"SamplesPerPixel": 2}, "not grey: 2 samples per pixel"),
         ({"HighBit": 9}, "places 8 bits below bit 9"),

@@ -170,7 +170,7 @@ def _rescaled(where: str, num_frames: int) -> tuple[dict[str, Any], np.ndarray, 
 @pytest.mark.parametrize("where", ["top", "shared", "per frame"])
 @pytest.mark.parametrize("stored", ["8 bit", "12 of 16 bit", "signed 12 of 16 bit"])
 def test_rescale_and_inversion(tmp_path: Path, stored: str, where: str, photometric: str) -> None:
-    """Closed form: v = slope * x + intercept; MONOCHROME1: (lo + hi) - v over the range of the stored bits."""
+    """Closed form: v = slope * x + intercept; MONOCHROME1: (lo + hi) - v over the stored range."""
     dtype, bits = STORED[stored]
     written = smooth_volume(SHAPE, dtype, bits)
     elements, slopes, intercepts = _rescaled(where, SHAPE[0])
