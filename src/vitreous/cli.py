@@ -134,10 +134,15 @@ def _options(
     pass
 
 
+class InterruptedRun(BaseException):
+    """Ctrl-C or SIGTERM; not a KeyboardInterrupt, which Typer would end without a word."""
+
+
 def main() -> None:
     """Entry point of the command line."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     try:
         app()
     except UserError as error:
@@ -146,13 +151,13 @@ def main() -> None:
     except VitreousError as error:
         console.print(f"[bold red]failed:[/] {_escape(error)}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except InterruptedRun:
         console.print("[bold yellow]interrupted:[/] what is finished is kept; the same command continues.")
         sys.exit(130)
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise InterruptedRun
 
 
 def _escape(error: Exception) -> str:
