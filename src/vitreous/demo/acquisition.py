@@ -1,6 +1,6 @@
 """A scan of an eye: noiseless reflectivity, then light, speckle, noise and the scanner's grey curve.
 
-Axes: K boundary, D frame (slow scan, downwards from the top of the retina), H row (depth), W column (fast scan;
+Axes: K boundary, D frame (slow scan, from the bottom of the retina upwards), H row (depth), W column (fast scan;
 in a right eye towards the nose, in a left eye away from it).
 """
 
@@ -51,15 +51,15 @@ def draw_geometry(eye: Eye, laterality: str, scanner: Scanner, site: Site, rng: 
     """Draw fixation, rotation, tilt and motion of one scan."""
     spacing_d, _, spacing_w = scanner.spacing_mm
     across = (np.arange(scanner.num_columns) - (scanner.num_columns - 1) / 2) * spacing_w
-    down = (np.arange(scanner.num_frames) - (scanner.num_frames - 1) / 2) * spacing_d
+    up = (np.arange(scanner.num_frames) - (scanner.num_frames - 1) / 2) * spacing_d
     turn = rng.normal(0, 0.03)
     centre_x, centre_y = rng.normal([1.0 if scanner.region == "wide_field" else 0.0, 0.0], 0.15)
-    slow, fast = np.meshgrid(-down, across if laterality == "R" else -across, indexing="ij")
+    slow, fast = np.meshgrid(up, across if laterality == "R" else -across, indexing="ij")
     x_DW = (centre_x + np.cos(turn) * fast - np.sin(turn) * slow).astype(np.float32)
     y_DW = (centre_y + np.sin(turn) * fast + np.cos(turn) * slow).astype(np.float32)
-    tilt_x, tilt_y = rng.normal(0, 0.02, 2)
+    tilt_x, tilt_y = rng.normal(0, 0.008, 2)
     motion_D = rng.normal(0, scanner.jitter_mm * site.jitter_factor, scanner.num_frames)
-    top = scanner.depth_mm * RPE_DEPTH_SHARE + rng.normal(0, 0.04)
+    top = scanner.depth_mm * RPE_DEPTH_SHARE + rng.normal(0, 0.015)
     offset_DW = top + tilt_x * x_DW + tilt_y * y_DW + motion_D[:, None]
     boundaries_KDW = layer_boundaries(eye, x_DW, y_DW) + offset_DW.astype(np.float32)
     return ScanGeometry(x_DW, y_DW, boundaries_KDW)
@@ -185,7 +185,7 @@ def detect(light: FloatArray, scanner: Scanner, site: Site, age: float, rng: np.
     """
     frames, rows, columns = light.shape
     frame_db: FloatArray = rng.normal(0, 0.3, (frames,)).astype(np.float32)
-    clarity_db = rng.normal(0, 1.0) - 0.08 * max(age - 50, 0)  # media grow cloudy with age
+    clarity_db = rng.normal(0, 0.8) - 0.08 * max(age - 50, 0)  # media grow cloudy with age
     x = np.linspace(-1, 1, columns)
     lateral_db = -1.0 * x**2 + rng.normal(0, 0.6) * x
     depth_db = -scanner.roll_off_db_per_mm * np.linspace(0, scanner.depth_mm, rows)

@@ -104,7 +104,7 @@ def draw_person(severity: float, age: float, seed: int, *names: str | int) -> Pe
         severity=severity,
         age=age,
         inner=disease.INNER_RETINA.draw(severity, age, rng),
-        outer=float(np.exp(0.06 * rng.standard_normal())),
+        outer=float(np.exp(0.04 * rng.standard_normal())),
         choroid=disease.CHOROID.draw(severity, age, rng),
         calibre=disease.VESSEL_CALIBRE.draw(severity, age, rng),
         tortuosity=disease.VESSEL_TORTUOSITY.draw(severity, age, rng),
@@ -112,7 +112,7 @@ def draw_person(severity: float, age: float, seed: int, *names: str | int) -> Pe
         foci=disease.FOCI.draw_factor(rng),
         cysts=disease.CYSTS.draw_factor(rng),
         pit_width_mm=float(rng.uniform(0.42, 0.62)),
-        pigment=float(np.exp(0.20 * rng.standard_normal())),
+        pigment=float(np.exp(0.12 * rng.standard_normal())),
     )
 
 
@@ -126,7 +126,7 @@ def draw_eye(person: Person, laterality: str, seed: int, *names: str | int) -> E
     return Eye(
         person=person,
         disc_xy=disc_xy,
-        curvature_per_mm=float(rng.normal(0.018, 0.006)),
+        curvature_per_mm=float(rng.normal(0.010, 0.003)),
         undulation=undulation.astype(np.float32),
         choroid_waves=choroid_waves.astype(np.float32),
         vessels=grow_vessels(

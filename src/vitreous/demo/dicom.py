@@ -142,8 +142,8 @@ def _shared_groups(scanner: Scanner, laterality: str) -> Dataset:
     groups.PixelMeasuresSequence = _one(
         PixelSpacing=[spacing_h, spacing_w], SliceThickness=spacing_d, SpacingBetweenSlices=spacing_d
     )
-    # rows run along x (columns rise with x), columns run into the eye
-    groups.PlaneOrientationSequence = _one(ImageOrientationPatient=[1, 0, 0, 0, 0, 1])
+    # patient axes are left, posterior, up: rows run across, columns into the eye, frames upwards
+    groups.PlaneOrientationSequence = _one(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
     groups.FrameAnatomySequence = _one(
         FrameLaterality=laterality,
         AnatomicRegionSequence=_one(CodeValue="5665001", CodingSchemeDesignator="SCT", CodeMeaning="Retina"),
@@ -159,7 +159,7 @@ def _frame_groups(scanner: Scanner, frame: int) -> Dataset:
     groups = Dataset()
     groups.FrameContentSequence = _one(StackID="1", InStackPositionNumber=frame + 1, DimensionIndexValues=[frame + 1])
     groups.PlanePositionSequence = _one(
-        ImagePositionPatient=[0, round(frame * scanner.spacing_mm[0], 6), 0]
+        ImagePositionPatient=[0, 0, round(frame * scanner.spacing_mm[0], 6)]
     )
     return groups
 

@@ -78,7 +78,7 @@ class Blend:
         return float(1 - np.exp(-exponent))
 
 
-INNER_RETINA = Factor(per_unit=-0.05, per_decade=-0.025, spread=0.07)
+INNER_RETINA = Factor(per_unit=-0.08, per_decade=-0.025, spread=0.06)
 """Thickness of RNFL, GCL and IPL."""
 
 VESSEL_CALIBRE = Factor(per_unit=0.10, per_decade=-0.02, spread=0.08)
@@ -87,16 +87,16 @@ VESSEL_CALIBRE = Factor(per_unit=0.10, per_decade=-0.02, spread=0.08)
 VESSEL_TORTUOSITY = Factor(per_unit=0.60, per_decade=0.05, spread=0.25)
 """Amplitude of the vessels' meanders."""
 
-CHOROID = Factor(per_unit=-0.05, per_decade=-0.06, spread=0.20)
+CHOROID = Factor(per_unit=-0.06, per_decade=-0.06, spread=0.15)
 """Thickness of the choroid."""
 
-DISORGANISATION = Blend(healthy=0.10, per_unit=0.20, spread=0.25)
+DISORGANISATION = Blend(healthy=0.10, per_unit=0.35, spread=0.20)
 """Loss of contrast between GCL, IPL, INL and OPL: how far their reflectivities move to a common value."""
 
-FOCI = Rate(healthy=8.0, per_unit=32.0, spread=0.25)
+FOCI = Rate(healthy=10.0, per_unit=60.0, spread=0.20)
 """Hyper-reflective foci within 4 mm of the fovea."""
 
-CYSTS = Rate(healthy=0.5, per_unit=9.0, spread=0.35)
+CYSTS = Rate(healthy=0.5, per_unit=18.0, spread=0.25)
 """Dark cystoid spaces within 3 mm of the fovea."""
 
 

@@ -48,7 +48,8 @@ class MaskedLatentModel(nn.Module):
     """Context encoder, its moving average and the predictor.
 
     Args:
-        encoder: the encoder to train; its weights are initialised from `generator`.
+        encoder: the encoder to train; its weights are initialised from `generator`, its positions to sines and
+            cosines, which it may then change.
     """
 
     def __init__(
@@ -64,15 +65,25 @@ class MaskedLatentModel(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)
             elif "norm" not in name:
                 nn.init.zeros_(parameter)
+        with torch.no_grad():
+            encoder.pos_embed.copy_(sine_positions(encoder.grid, encoder.embed_dim))
+            self.predictor.places.copy_(sine_positions(encoder.grid, predictor_width))
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
 
-    def loss(self, x_BCDHW: torch.Tensor, visible_BV: torch.Tensor, hidden_BM: torch.Tensor) -> torch.Tensor:
-        """Mean smooth-L1 distance to the target's latents, each normalised over its width."""
+    def loss(
+        self, seen_BCDHW: torch.Tensor, x_BCDHW: torch.Tensor, visible_BV: torch.Tensor, hidden_BM: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean smooth-L1 distance to the target's latents, each normalised over its width.
+
+        Args:
+            seen_BCDHW: what the context encoder sees; `x_BCDHW` itself, or with noise.
+            x_BCDHW: what the target encoder sees.
+        """
         with torch.no_grad():
             latent_BNE = self.target_encoder(x_BCDHW)
             latent_BNE = F.layer_norm(latent_BNE, latent_BNE.shape[-1:])
             wanted_BME = pick_tokens(latent_BNE, hidden_BM)
-        visible_BVE = self.context_encoder.encode(pick_tokens(self.context_encoder.embed(x_BCDHW), visible_BV))
+        visible_BVE = self.context_encoder.encode(pick_tokens(self.context_encoder.embed(seen_BCDHW), visible_BV))
         predicted_BME = self.predictor(visible_BVE, visible_BV, hidden_BM)
         return F.smooth_l1_loss(predicted_BME, wanted_BME)
 
@@ -81,6 +92,16 @@ class MaskedLatentModel(nn.Module):
         """target = momentum * target + (1 - momentum) * context."""
         for target, context in zip(self.target_encoder.parameters(), self.context_encoder.parameters()):
             target.lerp_(context, 1 - momentum)
+
+
+def sine_positions(grid: tuple[int, int, int], width: int) -> torch.Tensor:
+    """Sines and cosines of 1/4 to 4 periods along each axis, amplitude 0.5, (1, N, width); spare width is 0."""
+    frequency = 2 * np.pi * 2.0 ** np.linspace(-2, 2, width // 6)
+    place_N3 = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n for n in grid], indexing="ij"), axis=-1).reshape(-1, 3)
+    waves = [wave(place_N3[:, axis, None] * frequency) for axis in range(3) for wave in (np.sin, np.cos)]
+    code_NE = 0.5 * np.concatenate(waves, axis=1)
+    padded_NE = np.pad(code_NE, ((0, 0), (0, width - code_NE.shape[1])))
+    return torch.from_numpy(padded_NE.astype(np.float32))[None]
 
 
 def pick_tokens(tokens_BNE: torch.Tensor, idx_BM: torch.Tensor) -> torch.Tensor:

@@ -102,7 +102,7 @@ class CohortRecipe(_Frozen):
     participants: Annotated[int, Field(ge=12, le=9000)] = 160
     seed: Annotated[int, Field(ge=0)] = 0
     strength: Annotated[float, Field(ge=0, le=4)] = 1.0
-    heterogeneity: Annotated[float, Field(ge=0, le=2)] = 0.35
+    heterogeneity: Annotated[float, Field(ge=0, le=2)] = 0.30
     confounding: Confounding = Confounding()
     split_shares: tuple[Share, Share, Share] = (0.5, 0.2, 0.3)
     participants_without_oct: Count = 3
