@@ -75,15 +75,11 @@ class Row:
 
 def main() -> None:
     """Run all cases, print the table, write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 6000], help="training volumes")
     parser.add_argument("--most", type=int, default=27, help="members and Cs timed one by one at most")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="runs of the grid, of which the fastest counts"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the grid, of which the fastest counts")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--quick", action="store_true", help="1,000 rows, one repeat, at most 9 one by one")
     arguments = parser.parse_args()
@@ -128,9 +124,7 @@ def build_rows(split: str, num_rows: int, seed: int) -> FeatureSet:
     centre_CD = 0.1 * shared.normal(size=(NUM_CLASSES, WIDTH))
     rng = np.random.default_rng([seed, num_rows])
     num_patients = num_rows // 3
-    owner_N = np.concatenate(
-        [np.arange(num_patients), rng.integers(0, num_patients, num_rows - num_patients)]
-    )
+    owner_N = np.concatenate([np.arange(num_patients), rng.integers(0, num_patients, num_rows - num_patients)])
     y_P = rng.choice(NUM_CLASSES, size=num_patients, p=[0.35, 0.23, 0.3, 0.12])
     of_patient_PD = 0.7 * rng.normal(size=(num_patients, WIDTH))
     latent_ND = centre_CD[y_P[owner_N]] + of_patient_PD[owner_N] + 0.7 * rng.normal(size=(num_rows, WIDTH))
@@ -164,9 +158,7 @@ def measure(num_rows: int, members: Sequence[ProbeMember], arguments: argparse.N
     of_heads = [head(torch.from_numpy(x_test).float()).detach().double().numpy() for head in heads]
 
     Cs = spread(np.geomspace(1e-5, 1e1, len(members)).tolist(), arguments.most)
-    logistic_s, logistic_cpu_s, sweep = clock(
-        lambda: fit_logistic_sweep(train, val, Cs, num_classes=NUM_CLASSES)
-    )
+    logistic_s, logistic_cpu_s, sweep = clock(lambda: fit_logistic_sweep(train, val, Cs, num_classes=NUM_CLASSES))
     best = select_member(sweep, [reference.val_score for reference in sweep]).best_member_idx
 
     size = GridSize(len(train.y_N), len(val.y_N), WIDTH, NUM_CLASSES)

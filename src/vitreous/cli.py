@@ -34,14 +34,19 @@ StudyArgument = Annotated[
 ]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value ...]", help="Overrides in Hydra's grammar, e.g. seeds=[0,1] name=second.",
-                   show_default=False),
+    typer.Argument(
+        metavar="[key=value ...]",
+        help="Overrides in Hydra's grammar, e.g. seeds=[0,1] name=second.",
+        show_default=False,
+    ),
 ]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for cohort, checkpoints, features and runs.")] = Path("vitreous-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for cohort, checkpoints, features and runs.")] = Path(
+        "vitreous-demo"
+    ),
 ) -> None:
     """Offline, end to end: synthetic cohort, three checkpoints, leaderboard and report."""
     from vitreous.study.demo import run_demo
@@ -94,7 +99,9 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", show_defau
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A path, s3:// or gs://.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A path, s3:// or gs://.", show_default=False)
+    ],
     family: Annotated[str, typer.Option(help="Encoder family.")] = "vit3d",
     which: Annotated[Which, typer.Option(help="Which encoder, where a file holds both.")] = Which.context,
     key_prefix: Annotated[str | None, typer.Option(help="Prefix of the encoder's tensors, if not a known one.")] = None,
@@ -104,7 +111,14 @@ def inspect(
     """Load receipt of a checkpoint: family, shapes, matched share, hash. Executes nothing of the file."""
     from vitreous.study.inspect import print_receipt
 
-    print_receipt(checkpoint, family, which="target" if which is Which.target else "context", key_prefix=key_prefix, options=option or [], as_json=as_json)
+    print_receipt(
+        checkpoint,
+        family,
+        which="target" if which is Which.target else "context",
+        key_prefix=key_prefix,
+        options=option or [],
+        as_json=as_json,
+    )
 
 
 @app.command()

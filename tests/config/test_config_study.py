@@ -11,8 +11,13 @@ from vitreous.core.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
     "name": "oct",
-    "data": {"kind": "participants", "table": "p.tsv", "files": "s3://bucket/", "label": "study_group",
-             "classes": ["a", "b"]},
+    "data": {
+        "kind": "participants",
+        "table": "p.tsv",
+        "files": "s3://bucket/",
+        "label": "study_group",
+        "classes": ["a", "b"],
+    },
     "encoders": {"multi": {"family": "vit3d", "checkpoint": "m.pt"}},
     "recipes": {"linear": {"kind": "linear_probe"}},
 }
@@ -39,25 +44,28 @@ def test_minimal_study_takes_the_documented_defaults() -> None:
     assert config.data.pattern == "retinal_oct/structural_oct/{device}/{patient}/*.dcm"
 
 
-@pytest.mark.parametrize(("path", "value", "message"), [
-    ("data.patern", "x", r"data.patern: unknown key; did you mean 'pattern'\?"),
-    ("recipes.linear.epocs", 3, r"recipes.linear.epocs: unknown key; did you mean 'epochs'\?"),
-    ("data.kind", "csv", r"data.kind: .*'participants', 'npz'"),
-    ("recipes.linear.kind", "lora", r"recipes.linear.kind: .*'linear_probe'"),
-    ("seeds", [0, 0], r"seeds: lists a value twice"),
-    ("data.classes", ["a", "a"], r"data.classes: class names must differ"),
-    ("recipes.linear.class_weights", [1.0, 2.0, 3.0], r"3 weights for 2 classes"),
-    ("recipes.linear.grid", {"lr": [1e-3, 1e-3]}, r"grid.lr lists a value twice"),
-    ("encoders.multi", {"family": "vit3d"}, r"either `checkpoint: PATH` or `random"),
-    ("encoders.multi", {"family": "vit3d", "random": {}, "which": "target"}, r"random weights have none"),
-    ("encoders.floor", {"family": "vit3d", "checkpoint": "x"}, r"encoders.floor: the name is taken"),
-    ("data.split", {"fractions": [0.5, 0.2, 0.2]}, r"must add up to 1; got 0.9"),
-    ("data.axes", "HWC", r"letters D, H and W"),
-    ("features.pooling", "grid", r"features.grid, such as"),
-    ("floors", ["majority", "shuffled"], r"floors.1: input should be 'majority' or 'untrained'; got 'shuffled'"),
-    ("name", "a/b", r"name: string should match pattern"),
-    ("data.max_quarantined", 3, r"less than or equal to 1; got 3"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("data.patern", "x", r"data.patern: unknown key; did you mean 'pattern'\?"),
+        ("recipes.linear.epocs", 3, r"recipes.linear.epocs: unknown key; did you mean 'epochs'\?"),
+        ("data.kind", "csv", r"data.kind: .*'participants', 'npz'"),
+        ("recipes.linear.kind", "lora", r"recipes.linear.kind: .*'linear_probe'"),
+        ("seeds", [0, 0], r"seeds: lists a value twice"),
+        ("data.classes", ["a", "a"], r"data.classes: class names must differ"),
+        ("recipes.linear.class_weights", [1.0, 2.0, 3.0], r"3 weights for 2 classes"),
+        ("recipes.linear.grid", {"lr": [1e-3, 1e-3]}, r"grid.lr lists a value twice"),
+        ("encoders.multi", {"family": "vit3d"}, r"either `checkpoint: PATH` or `random"),
+        ("encoders.multi", {"family": "vit3d", "random": {}, "which": "target"}, r"random weights have none"),
+        ("encoders.floor", {"family": "vit3d", "checkpoint": "x"}, r"encoders.floor: the name is taken"),
+        ("data.split", {"fractions": [0.5, 0.2, 0.2]}, r"must add up to 1; got 0.9"),
+        ("data.axes", "HWC", r"letters D, H and W"),
+        ("features.pooling", "grid", r"features.grid, such as"),
+        ("floors", ["majority", "shuffled"], r"floors.1: input should be 'majority' or 'untrained'; got 'shuffled'"),
+        ("name", "a/b", r"name: string should match pattern"),
+        ("data.max_quarantined", 3, r"less than or equal to 1; got 3"),
+    ],
+)
 def test_wrong_values_are_refused_with_their_key(path: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate_study(changed(path, value))
@@ -133,10 +141,16 @@ def test_packaged_studies_are_valid(name: str) -> None:
     assert load_study(name).name
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"folds": {"k": 5}}, {"recipes": {"linear": {"kind": "linear_probe", "grid": {"lr": [1e-3], "dropout": [0.1]}}}},
-    {"encoders": {"small": {"family": "vit3d", "random": {"depth": 1}}}},
-    {"features": {"pooling": "grid", "grid": [1, 2, 2]}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"folds": {"k": 5}},
+        {"recipes": {"linear": {"kind": "linear_probe", "grid": {"lr": [1e-3], "dropout": [0.1]}}}},
+        {"encoders": {"small": {"family": "vit3d", "random": {"depth": 1}}}},
+        {"features": {"pooling": "grid", "grid": [1, 2, 2]}},
+    ],
+)
 def test_a_resolved_study_is_a_study(changes: dict[str, Any]) -> None:
     config = validate_study(MINIMAL | changes)
     assert validate_study(config.model_dump(mode="json")).model_dump(mode="json") == config.model_dump(mode="json")

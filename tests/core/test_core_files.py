@@ -22,16 +22,24 @@ from vitreous.core.streams import numpy_stream, stream_seed, torch_stream
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_text(path, "old")
-    with pytest.raises(RuntimeError, match="midway"), replacing(path) as aside:
-        aside.write_text("half")
-        raise RuntimeError("midway")
+
+
+    def write_half() -> None:
+        with replacing(path) as aside:
+            aside.write_text("half")
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["metrics.json"]
 
 
 def test_a_killed_write_leaves_no_file_of_that_name(tmp_path: Path) -> None:
-    script = ("import os, sys; from pathlib import Path; from vitreous.core.files import replacing\n"
-              "with replacing(Path(sys.argv[1])) as aside:\n    aside.write_text('half'); os.kill(os.getpid(), 9)")
+    script = (
+        "import os, sys; from pathlib import Path; from vitreous.core.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as aside:\n    aside.write_text('half'); os.kill(os.getpid(), 9)"
+    )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x.csv")], check=False)
     assert done.returncode == -9
     assert not (tmp_path / "x.csv").exists()
@@ -48,7 +56,9 @@ def test_json_cannot_hold_nan(tmp_path: Path) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @given(st.dictionaries(st.text(), json_values, max_size=4))

@@ -25,7 +25,9 @@ def test_a_collapsed_head_is_named_and_the_majority_floor_is_not():
     wide = np.column_stack([0.6 + 0.3 * good.probs_NC[:, 0], 0.4 - 0.3 * good.probs_NC[:, 0]])
     constant = with_probs(good, np.tile([1.0, 0.0], (65, 1)))
     rows = {
-        "single_domain_01 / linear": [with_probs(good, wide)], "multi / linear": [good], "floor / majority": [constant]
+        "single_domain_01 / linear": [with_probs(good, wide)],
+        "multi / linear": [good],
+        "floor / majority": [constant],
     }
     (finding,) = find_collapsed(rows, constant_by_design=["floor / majority"])
     assert finding.title == (

@@ -42,8 +42,13 @@ def test_differences_p_values_and_holm_equal_a_loop():
     weights_RN = weights_for(rows)
     found = compare_with_best(rows, "balanced_accuracy", weights_RN)
     slow = {
-        name: np.mean([score_resamples(one.y_true_N, one.probs_NC, one.classes, weights_RN)["balanced_accuracy"]
-                       for one in by_seed], axis=0)
+        name: np.mean(
+            [
+                score_resamples(one.y_true_N, one.probs_NC, one.classes, weights_RN)["balanced_accuracy"]
+                for one in by_seed
+            ],
+            axis=0,
+        )
         for name, by_seed in rows.items()
     }
     pairs = list(combinations(rows, 2))
@@ -60,8 +65,12 @@ def test_differences_p_values_and_holm_equal_a_loop():
         assert (turned.value, turned.low, turned.high, turned.p) == (-got.value, -got.high, -got.low, got.p)
     for (a, b), expected in zip(pairs, multipletests(p_values, method="holm")[1]):
         assert found.difference(a, b).p_holm == pytest.approx(expected)
-    best = max(rows, key=lambda name: np.mean(
-        [score_predictions(one.y_true_N, one.probs_NC, one.classes)["balanced_accuracy"] for one in rows[name]]))
+    best = max(
+        rows,
+        key=lambda name: np.mean(
+            [score_predictions(one.y_true_N, one.probs_NC, one.classes)["balanced_accuracy"] for one in rows[name]]
+        ),
+    )
     assert found.best == best
     assert found.difference_to_best(best).value == 0.0
     assert all(found.difference_to_best(name).value <= 0 for name in rows)
@@ -133,10 +142,16 @@ def test_rows_on_other_patients_are_refused():
         compare_with_best(rows, "accuracy", np.ones((200, 150)))
 
 
-@pytest.mark.parametrize(("resamples", "expected"), [
-    ([1.0] * 99, 0.02), ([-1.0] * 99, 0.02), ([0.0] * 99, 1.0), ([1.0] * 50 + [-1.0] * 49, 1.0),
-    ([1.0] * 95 + [-1.0] * 4, 0.1),
-])
+@pytest.mark.parametrize(
+    ("resamples", "expected"),
+    [
+        ([1.0] * 99, 0.02),
+        ([-1.0] * 99, 0.02),
+        ([0.0] * 99, 1.0),
+        ([1.0] * 50 + [-1.0] * 49, 1.0),
+        ([1.0] * 95 + [-1.0] * 4, 0.1),
+    ],
+)
 def test_bootstrap_p_closed_forms(resamples, expected):
     assert bootstrap_p(np.array(resamples)) == pytest.approx(expected)
 
@@ -168,8 +183,18 @@ def test_pairing_separates_what_unpaired_intervals_cannot():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 9).flatmap(lambda k: st.tuples(st.just(k), st.sets(st.sampled_from(
-    [frozenset((f"r{i}", f"r{j}")) for i in range(k) for j in range(i)] or [frozenset(("r0",))])))))
+@given(
+    st.integers(1, 9).flatmap(
+        lambda k: st.tuples(
+            st.just(k),
+            st.sets(
+                st.sampled_from(
+                    [frozenset((f"r{i}", f"r{j}")) for i in range(k) for j in range(i)] or [frozenset(("r0",))]
+                )
+            ),
+        )
+    )
+)
 def test_two_rows_share_a_letter_exactly_when_they_are_not_apart(case):
     """Oracle: the property that defines a compact letter display; and no letter is idle or doubled."""
     count, apart = case

@@ -85,8 +85,13 @@ def test_intervals_equal_a_loop_over_drawn_patients():
 def test_rows_of_one_patient_widen_the_interval():
     """Ten copies of each patient carry no more than one: a row-wise bootstrap would be √10 too narrow."""
     once = made_predictions(60, 4)
-    tenfold = Predictions(*(np.repeat(getattr(once, name), 10, axis=0) for name in (
-        "sample_id_N", "patient_id_N", "y_true_N", "scores_NC")), once.classes)
+    tenfold = Predictions(
+        *(
+            np.repeat(getattr(once, name), 10, axis=0)
+            for name in ("sample_id_N", "patient_id_N", "y_true_N", "scores_NC")
+        ),
+        once.classes,
+    )
 
     def width(one: Predictions, groups_N: np.ndarray) -> float:
         weights_RN = resample_weights(groups_N, num_resamples=2000, rng=np.random.default_rng(2))

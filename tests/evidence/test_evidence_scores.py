@@ -38,12 +38,18 @@ def sklearn_scores(y_N, probs_NC, weights_N, classes) -> dict[str, float]:
     expected = {
         "accuracy": sk.accuracy_score(y_N, y_pred_N, **weighted),
         "balanced_accuracy": sk.balanced_accuracy_score(y_N, y_pred_N, **weighted),
-        "macro_recall": recall_C.mean(), "macro_f1": f1_C.mean(), "auroc": np.mean(auroc_C),
+        "macro_recall": recall_C.mean(),
+        "macro_f1": f1_C.mean(),
+        "auroc": np.mean(auroc_C),
         "macro_precision": precision_C.mean(),
     }
     for c, name in enumerate(classes):
-        expected |= {f"recall_{name}": recall_C[c], f"f1_{name}": f1_C[c], f"precision_{name}": precision_C[c],
-                     f"auroc_{name}": auroc_C[c]}
+        expected |= {
+            f"recall_{name}": recall_C[c],
+            f"f1_{name}": f1_C[c],
+            f"precision_{name}": precision_C[c],
+            f"auroc_{name}": auroc_C[c],
+        }
     return expected
 
 
@@ -78,8 +84,10 @@ def test_weighted_auroc_equals_counting_all_pairs(rows):
     weights_N = np.array([weight for _, _, weight in rows])
     pairs = [
         (1.0 if s > t else 0.5 if s == t else 0.0, v * w)
-        for y, s, v in zip(y_N, score_N, weights_N) if y == 1
-        for z, t, w in zip(y_N, score_N, weights_N) if z == 0
+        for y, s, v in zip(y_N, score_N, weights_N)
+        if y == 1
+        for z, t, w in zip(y_N, score_N, weights_N)
+        if z == 0
     ]
     total = sum(weight for _, weight in pairs)
     made = tally(y_N, np.stack([1 - score_N, score_N], axis=1), weights_N[None])
@@ -168,15 +176,18 @@ def test_confusion_matrix_equals_scikit_learn():
         confusion_matrix(y_N[1:], y_pred_N, 4)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"y": [0, 3]}, r"y_true must lie in \[0, 2\); got values from 0 to 3"),
-    ({"y": [0, -1]}, r"got values from -1 to 0"),
-    ({"probs": [[np.nan, 1.0], [0.5, 0.5]]}, "probs must be finite; 1 of 2 rows"),
-    ({"probs": [[1.0, 0.0]]}, r"probs must be \(rows, classes\) for 2 rows; got \(1, 2\)"),
-    ({"weights": [[1.0]]}, r"weights must be \(resamples, 2 rows\); got \(1, 1\)"),
-    ({"classes": ("a",)}, "1 class names for 2 columns"),
-    ({"classes": ("a", "a")}, r"class names must differ; got \['a', 'a'\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": [0, 3]}, r"y_true must lie in \[0, 2\); got values from 0 to 3"),
+        ({"y": [0, -1]}, r"got values from -1 to 0"),
+        ({"probs": [[np.nan, 1.0], [0.5, 0.5]]}, "probs must be finite; 1 of 2 rows"),
+        ({"probs": [[1.0, 0.0]]}, r"probs must be \(rows, classes\) for 2 rows; got \(1, 2\)"),
+        ({"weights": [[1.0]]}, r"weights must be \(resamples, 2 rows\); got \(1, 1\)"),
+        ({"classes": ("a",)}, "1 class names for 2 columns"),
+        ({"classes": ("a", "a")}, r"class names must differ; got \['a', 'a'\]"),
+    ],
+)
 def test_bad_input_says_what_is_wrong(change, message):
     good = {"y": [0, 1], "probs": [[0.9, 0.1], [0.2, 0.8]], "weights": [[1.0, 1.0]], "classes": ("a", "b")}
 

@@ -26,9 +26,20 @@ def encoder(seed: int) -> Encoder:
 
 
 def store_for(root: Path, one: Encoder) -> FeatureStore:
-    return FeatureStore(root, FeatureSpace(
-        weights_hash=one.weights_hash, encoder_options={}, spec=one.spec, pooling="mean", grid=None, precision="fp32",
-        dtype="fp32", versions={}, declared={}))
+    return FeatureStore(
+        root,
+        FeatureSpace(
+            weights_hash=one.weights_hash,
+            encoder_options={},
+            spec=one.spec,
+            pooling="mean",
+            grid=None,
+            precision="fp32",
+            dtype="fp32",
+            versions={},
+            declared={},
+        ),
+    )
 
 
 def write_volumes(folder: Path, count: int) -> list[Request]:
@@ -47,7 +58,9 @@ def load_volume(request: Request, path: Path) -> Volume:
     return decode_volume(path, declared=DECLARED, max_bytes=10**6)
 
 
-def tasks(root: Path, encoders: Sequence[Encoder], requests: Sequence[Request], batch_size: int = 3) -> list[EncoderTask]:
+def tasks(
+    root: Path, encoders: Sequence[Encoder], requests: Sequence[Request], batch_size: int = 3
+) -> list[EncoderTask]:
     made = []
     for index, one in enumerate(encoders):
         store = store_for(root, one)
@@ -57,13 +70,23 @@ def tasks(root: Path, encoders: Sequence[Encoder], requests: Sequence[Request], 
 
 
 def run(root: Path, encoders: Sequence[Encoder], requests: Sequence[Request], **options: object) -> PassSummary:
-    return encode_missing(requests, tasks(root, encoders, requests), **{  # type: ignore[arg-type]
-        "stage": stage, "load_volume": load_volume, "shard_size": 4, **options})
+    return encode_missing(
+        requests,
+        tasks(root, encoders, requests),
+        **{  # type: ignore[arg-type]
+            "stage": stage,
+            "load_volume": load_volume,
+            "shard_size": 4,
+            **options,
+        },
+    )
 
 
 def shard_bytes(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(root.rglob("*.parquet"))}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*.parquet"))
+    }
 
 
 def test_one_pass_equals_each_encoder_alone(tmp_path: Path) -> None:
@@ -130,8 +153,9 @@ def test_a_bad_file_is_a_row_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_file_that_one_spec_cannot_use_is_quarantined_for_that_encoder_alone(tmp_path: Path) -> None:
     requests = write_volumes(tmp_path, 2)
-    needs_spacing = build_random_encoder("vit3d", architecture=SHAPE, seed=0,
-                                         spec_override={"spacing_mm": [1.0, 1.0, 1.0]})
+    needs_spacing = build_random_encoder(
+        "vit3d", architecture=SHAPE, seed=0, spec_override={"spacing_mm": [1.0, 1.0, 1.0]}
+    )
     encoders = [encoder(1), needs_spacing]
     run(tmp_path / "store", encoders, requests)
     ids = [request.file_id for request in requests]
@@ -167,8 +191,9 @@ def test_features_that_are_not_finite_are_quarantined(tmp_path: Path) -> None:
 def test_the_wrong_normalisation_changes_the_features(tmp_path: Path) -> None:
     request = write_volumes(tmp_path, 1)[0]
     right = encoder(0)
-    wrong = build_random_encoder("vit3d", architecture=SHAPE, seed=0,
-                                 spec_override={"normalisation": {"kind": "percentile-minmax-gamma"}})
+    wrong = build_random_encoder(
+        "vit3d", architecture=SHAPE, seed=0, spec_override={"normalisation": {"kind": "percentile-minmax-gamma"}}
+    )
     assert isinstance(wrong.spec, InputSpec)
     assert wrong.weights_hash == right.weights_hash
     run(tmp_path / "store", [right, wrong], [request])

@@ -15,9 +15,16 @@ from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
 
 def space(**changes: object) -> FeatureSpace:
     values: dict[str, object] = {
-        "weights_hash": "w", "encoder_options": {"family": "vit3d"}, "spec": InputSpec(size=(4, 8, 8)),
-        "pooling": "mean", "grid": None, "precision": "fp32", "dtype": "fp32",
-        "versions": {"decoder": 1, "preprocessing": 1}, "declared": {"axes": None, "spacing_mm": None}}
+        "weights_hash": "w",
+        "encoder_options": {"family": "vit3d"},
+        "spec": InputSpec(size=(4, 8, 8)),
+        "pooling": "mean",
+        "grid": None,
+        "precision": "fp32",
+        "dtype": "fp32",
+        "versions": {"decoder": 1, "preprocessing": 1},
+        "declared": {"axes": None, "spacing_mm": None},
+    }
     return FeatureSpace(**(values | changes))  # type: ignore[arg-type]
 
 
@@ -45,13 +52,18 @@ def test_shards_are_open_files(tmp_path: Path) -> None:
     path = FeatureStore(tmp_path, space()).write_shard(rows(2))
     table = pq.read_table(path)
     assert table["file_id"].to_pylist() == ["f0", "f1"]
-    np.testing.assert_array_equal(np.array(table["features"].to_pylist(), np.float32),
-                                  np.stack([row.features_D for row in rows(2)]))
+    np.testing.assert_array_equal(
+        np.array(table["features"].to_pylist(), np.float32), np.stack([row.features_D for row in rows(2)])
+    )
 
 
 def test_bf16_rounds_as_torch_does(tmp_path: Path) -> None:
-    values = np.concatenate([np.random.default_rng(0).normal(size=500) * 10.0 ** np.arange(-20, 30)[:, None].repeat(10, 1)
-                             .reshape(-1), [0.0, -0.0, 1.00390625, 1.01171875]]).astype(np.float32)
+    values = np.concatenate(
+        [
+            np.random.default_rng(0).normal(size=500) * 10.0 ** np.arange(-20, 30)[:, None].repeat(10, 1).reshape(-1),
+            [0.0, -0.0, 1.00390625, 1.01171875],
+        ]
+    ).astype(np.float32)
     store = FeatureStore(tmp_path, space(dtype="bf16"))
     store.write_shard([EncodedFile("x", values)])
     expected = torch.from_numpy(values).bfloat16().float().numpy()
@@ -65,10 +77,19 @@ def test_a_shard_of_quarantined_files_only(tmp_path: Path) -> None:
     assert store.read(["bad"])[0].message == "truncated"
 
 
-@pytest.mark.parametrize("change", [
-    {"weights_hash": "v"}, {"spec": InputSpec(size=(4, 8, 16))}, {"pooling": "max"}, {"precision": "bf16"},
-    {"dtype": "bf16"}, {"versions": {"decoder": 2, "preprocessing": 1}}, {"declared": {"axes": "HWD"}},
-    {"encoder_options": {"family": "vit3d", "num_slices": 8}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights_hash": "v"},
+        {"spec": InputSpec(size=(4, 8, 16))},
+        {"pooling": "max"},
+        {"precision": "bf16"},
+        {"dtype": "bf16"},
+        {"versions": {"decoder": 2, "preprocessing": 1}},
+        {"declared": {"axes": "HWD"}},
+        {"encoder_options": {"family": "vit3d", "num_slices": 8}},
+    ],
+)
 def test_every_part_of_the_space_changes_the_key(change: dict[str, object]) -> None:
     assert space(**change).key != space().key
 
@@ -91,8 +112,12 @@ def test_pooling_equals_loops() -> None:
     np.testing.assert_allclose(pool_tokens(tokens, (2, 4, 6), "mean"), tokens.numpy().mean(1), atol=1e-6)
     np.testing.assert_array_equal(pool_tokens(tokens, (2, 4, 6), "max"), tokens.numpy().max(1))
     volume = tokens.numpy().reshape(2, 2, 4, 6, 3)
-    cells = [volume[:, t:t + 1, 2 * h:2 * h + 2, 2 * w:2 * w + 2].mean((1, 2, 3))
-             for t in range(2) for h in range(2) for w in range(3)]
+    cells = [
+        volume[:, t : t + 1, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].mean((1, 2, 3))
+        for t in range(2)
+        for h in range(2)
+        for w in range(3)
+    ]
     pooled = pool_tokens(tokens, (2, 4, 6), "grid", (2, 2, 3))
     np.testing.assert_allclose(pooled, np.concatenate(cells, 1), atol=1e-6)
 

@@ -36,9 +36,7 @@ _ENCODERS = {
 }
 
 
-def smooth_volume(
-    shape: tuple[int, int, int], dtype: str, bits_stored: int, seed: int = 0
-) -> npt.NDArray[Any]:
+def smooth_volume(shape: tuple[int, int, int], dtype: str, bits_stored: int, seed: int = 0) -> npt.NDArray[Any]:
     """Smooth values with noise that fill the range of the stored bits, ends included."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(0, 3, n) for n in shape), indexing="ij"))

@@ -113,17 +113,13 @@ def test_truncated_pixel_data_says_how_much_is_there(tmp_path: Path) -> None:
 
 def test_less_pixel_data_than_declared(tmp_path: Path) -> None:
     path = written(tmp_path, NumberOfFrames=5)
-    assert (
-        refusal(path)
-        == "the DICOM pixel data is truncated: 5,280 bytes for the 6,600 that the header declares."
-    )
+    assert refusal(path) == "the DICOM pixel data is truncated: 5,280 bytes for the 6,600 that the header declares."
 
 
 def test_more_frames_than_declared(tmp_path: Path) -> None:
     path = written(tmp_path, NumberOfFrames=3)
     assert (
-        refusal(path)
-        == "the DICOM pixel data is not what its header claims: 5,280 bytes, where 3 frames take 3,960."
+        refusal(path) == "the DICOM pixel data is not what its header claims: 5,280 bytes, where 3 frames take 3,960."
     )
 
 
@@ -159,9 +155,7 @@ def test_absurdly_large_dicom_is_refused_before_anything_is_allocated(tmp_path: 
 
 def test_a_dicom_file_larger_than_allowed(tmp_path: Path) -> None:
     path = written(tmp_path)
-    assert f"the file has {path.stat().st_size:,} bytes; at most 1,000 are allowed" in refusal(
-        path, max_bytes=1000
-    )
+    assert f"the file has {path.stat().st_size:,} bytes; at most 1,000 are allowed" in refusal(path, max_bytes=1000)
 
 
 def test_a_deflate_bomb_is_not_inflated(tmp_path: Path) -> None:
@@ -194,9 +188,7 @@ def test_a_jpeg_frame_whose_own_size_is_not_the_headers(tmp_path: Path, size: tu
     frames[2] = frames[2][: at + 5] + struct.pack(">HH", *size) + frames[2][at + 9 :]
     dataset.PixelData = encapsulate(frames)
     dataset.save_as(path)
-    expected = (
-        f"frame 3 of the DICOM pixel data says it has {size[0]} rows, {size[1]} columns and 1 components"
-    )
+    expected = f"frame 3 of the DICOM pixel data says it has {size[0]} rows, {size[1]} columns and 1 components"
     assert expected in refusal(path)
 
 
@@ -264,16 +256,12 @@ def _with_syntax(tmp_path: Path, syntax: str, **elements: Any) -> Path:
     return path
 
 
-def test_jpeg_lossless_without_gdcm_names_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jpeg_lossless_without_gdcm_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pydicom.pixels.decoders.base import JPEGLosslessSV1Decoder
 
     monkeypatch.setattr(JPEGLosslessSV1Decoder, "_available", {})
     message = refusal(_with_syntax(tmp_path, JPEGLosslessSV1))
-    assert (
-        "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])" in message
-    )
+    assert "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])" in message
     assert message.endswith("needs a decoder that is not installed: install python-gdcm.")
 
 
@@ -309,9 +297,7 @@ def test_an_image_that_is_no_grey_volume(tmp_path: Path, elements: dict[str, Any
 def test_an_orientation_that_is_none(tmp_path: Path, orientation: tuple[int, ...]) -> None:
     groups = plane_groups([(0, 0, z) for z in range(4)], orientation)
     message = refusal(written(tmp_path, PerFrameFunctionalGroupsSequence=groups))
-    assert (
-        message == "a frame's orientation in the DICOM file is not two perpendicular directions of length 1."
-    )
+    assert message == "a frame's orientation in the DICOM file is not two perpendicular directions of length 1."
 
 
 def test_a_rescale_that_only_some_frames_state(tmp_path: Path) -> None:
@@ -323,9 +309,7 @@ def test_a_rescale_that_only_some_frames_state(tmp_path: Path) -> None:
 
 def test_a_dicomdir(tmp_path: Path) -> None:
     dataset = image_dataset(STORED)
-    for keyword in [
-        element.keyword for element in dataset if element.keyword not in ("PatientName", "PatientID")
-    ]:
+    for keyword in [element.keyword for element in dataset if element.keyword not in ("PatientName", "PatientID")]:
         if keyword not in ("SOPClassUID", "SOPInstanceUID"):
             delattr(dataset, keyword)
     path = write_dicom(tmp_path / "a.dcm", dataset)
@@ -465,10 +449,7 @@ def test_nifti_without_orientation_asks_for_axes(tmp_path: Path) -> None:
 
 def test_nifti_without_unit_asks_for_spacing(tmp_path: Path) -> None:
     message = refusal(nifti(tmp_path, FLOATS, change=lambda header: header.set_xyzt_units("unknown")))
-    assert (
-        "does not say the unit of its spacing (xyzt_units is unknown); set the study key data.spacing_mm"
-        in message
-    )
+    assert "does not say the unit of its spacing (xyzt_units is unknown); set the study key data.spacing_mm" in message
 
 
 def test_nifti_with_a_unit_that_does_not_exist(tmp_path: Path) -> None:
@@ -482,9 +463,7 @@ def test_nifti_with_a_singular_affine(tmp_path: Path) -> None:
     def flatten(header: Any) -> None:
         header["srow_z"] = header["srow_x"]
 
-    assert "orientation (affine) is singular or not finite" in refusal(
-        nifti(tmp_path, FLOATS, change=flatten)
-    )
+    assert "orientation (affine) is singular or not finite" in refusal(nifti(tmp_path, FLOATS, change=flatten))
 
 
 def test_nifti_with_an_impossible_header(tmp_path: Path) -> None:
@@ -583,14 +562,10 @@ def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
     start = header.read_bytes()[:128].replace(b"(4, 40, 33), ", b"(400, 400, 400)")
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("left.npy", start + bytes(1 << 26))
-    assert "the array left declares 256,000,000 bytes; at most 16,777,216 are allowed" in refusal(
-        tmp_path / "a.npz"
-    )
+    assert "the array left declares 256,000,000 bytes; at most 16,777,216 are allowed" in refusal(tmp_path / "a.npz")
 
 
 def test_a_zip_without_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("notes.txt", "no arrays")
-    assert "its name ends in .npz, its content is a ZIP archive without .npy members" in refusal(
-        tmp_path / "a.npz"
-    )
+    assert "its name ends in .npz, its content is a ZIP archive without .npy members" in refusal(tmp_path / "a.npz")

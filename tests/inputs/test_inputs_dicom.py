@@ -158,9 +158,7 @@ def _rescaled(where: str, num_frames: int) -> tuple[dict[str, Any], np.ndarray, 
         return groups, np.full(num_frames, 0.5), np.full(num_frames, -100.0)
     slopes, intercepts = 0.5 + np.arange(num_frames), 10.0 * np.arange(num_frames)
     per_frame = [
-        group(
-            PixelValueTransformationSequence={"RescaleSlope": s, "RescaleIntercept": i, "RescaleType": "US"}
-        )
+        group(PixelValueTransformationSequence={"RescaleSlope": s, "RescaleIntercept": i, "RescaleType": "US"})
         for s, i in zip(slopes, intercepts)
     ]
     return {"PerFrameFunctionalGroupsSequence": per_frame}, slopes, intercepts
@@ -212,9 +210,7 @@ def test_spacing_is_found_wherever_it_is_stated(tmp_path: Path, where: str) -> N
 def _stacked(positions_z: list[float], **measures: Any) -> dict[str, Any]:
     return {
         "PerFrameFunctionalGroupsSequence": plane_groups([(1, 2, z) for z in positions_z], AXIAL),
-        "SharedFunctionalGroupsSequence": [
-            group(PixelMeasuresSequence={"PixelSpacing": [0.5, 0.25], **measures})
-        ],
+        "SharedFunctionalGroupsSequence": [group(PixelMeasuresSequence={"PixelSpacing": [0.5, 0.25], **measures})],
     }
 
 
@@ -226,13 +222,9 @@ def _stacked(positions_z: list[float], **measures: Any) -> dict[str, Any]:
         ({}, 2.0, "frame positions"),
     ],
 )
-def test_which_slice_distance_counts(
-    tmp_path: Path, measures: dict[str, float], expected: float, source: str
-) -> None:
+def test_which_slice_distance_counts(tmp_path: Path, measures: dict[str, float], expected: float, source: str) -> None:
     written = smooth_volume(SHAPE, "uint8", 8)
-    volume = decode(
-        write_dicom(tmp_path / "a.dcm", image_dataset(written, **_stacked([0, 2, 4, 6, 8], **measures)))
-    )
+    volume = decode(write_dicom(tmp_path / "a.dcm", image_dataset(written, **_stacked([0, 2, 4, 6, 8], **measures))))
     assert volume.spacing_mm == pytest.approx((expected, 0.5, 0.25))
     assert volume.facts["spacing_source"] == source
     contradiction = "SpacingBetweenSlices is 3 mm, the frames lie 2 mm apart"
@@ -241,9 +233,7 @@ def test_which_slice_distance_counts(
 
 def test_uneven_slices_have_no_spacing_and_say_so(tmp_path: Path) -> None:
     written = smooth_volume(SHAPE, "uint8", 8)
-    path = write_dicom(
-        tmp_path / "a.dcm", image_dataset(written, **_stacked([0, 2, 4, 9, 11], SliceThickness=2.0))
-    )
+    path = write_dicom(tmp_path / "a.dcm", image_dataset(written, **_stacked([0, 2, 4, 9, 11], SliceThickness=2.0)))
     volume = decode(path)
     assert volume.spacing_mm is None
     assert "slice distances are uneven, 2 to 5 mm" in str(volume.facts["warnings"])
@@ -308,9 +298,7 @@ def test_frames_are_ordered_by_position_in_the_stack(tmp_path: Path) -> None:
     written = smooth_volume(SHAPE, "uint8", 8)
     numbers = [2, 5, 1, 4, 3]
     groups = [group(FrameContentSequence={"StackID": "1", "InStackPositionNumber": n}) for n in numbers]
-    volume = decode(
-        write_dicom(tmp_path / "a.dcm", image_dataset(written, PerFrameFunctionalGroupsSequence=groups))
-    )
+    volume = decode(write_dicom(tmp_path / "a.dcm", image_dataset(written, PerFrameFunctionalGroupsSequence=groups)))
     np.testing.assert_array_equal(volume.voxels_DHW, written[np.argsort(numbers)].astype(np.float32))
     assert volume.facts["frame_order"] == "in-stack position"
 
@@ -323,9 +311,7 @@ def test_horizontal_scan_lines_are_ordered_from_the_top_of_the_reference_image(t
     written = smooth_volume(SHAPE, "uint8", 8)
     rows = [400.0, 300.0, 200.0, 100.0, 50.0]  # stored from the bottom up
     groups = _scan_lines([(row, 10, row, 500) for row in rows])
-    volume = decode(
-        write_dicom(tmp_path / "a.dcm", image_dataset(written, PerFrameFunctionalGroupsSequence=groups))
-    )
+    volume = decode(write_dicom(tmp_path / "a.dcm", image_dataset(written, PerFrameFunctionalGroupsSequence=groups)))
     np.testing.assert_array_equal(volume.voxels_DHW, written[::-1].astype(np.float32))
     assert volume.facts["frame_order"] == "ophthalmic frame location"
 
@@ -334,14 +320,9 @@ def test_radial_scan_lines_keep_the_stored_order_and_say_so(tmp_path: Path) -> N
     written = smooth_volume(SHAPE, "uint8", 8)
     angles = np.linspace(0, 3, SHAPE[0])
     groups = _scan_lines(
-        [
-            (256 - 99 * np.sin(a), 256 - 99 * np.cos(a), 256 + 99 * np.sin(a), 256 + 99 * np.cos(a))
-            for a in angles
-        ]
+        [(256 - 99 * np.sin(a), 256 - 99 * np.cos(a), 256 + 99 * np.sin(a), 256 + 99 * np.cos(a)) for a in angles]
     )
-    volume = decode(
-        write_dicom(tmp_path / "a.dcm", image_dataset(written, PerFrameFunctionalGroupsSequence=groups))
-    )
+    volume = decode(write_dicom(tmp_path / "a.dcm", image_dataset(written, PerFrameFunctionalGroupsSequence=groups)))
     np.testing.assert_array_equal(volume.voxels_DHW, written.astype(np.float32))
     assert volume.facts["frame_order"] == "stored"
     assert volume.facts["warnings"] == "the scan lines are not parallel: frames are kept as stored"
@@ -349,9 +330,7 @@ def test_radial_scan_lines_keep_the_stored_order_and_say_so(tmp_path: Path) -> N
 
 def test_positions_that_are_all_the_same_say_nothing(tmp_path: Path) -> None:
     written = smooth_volume(SHAPE, "uint8", 8)
-    volume = decode(
-        write_dicom(tmp_path / "a.dcm", image_dataset(written, **_stacked([0.0] * 5, SliceThickness=3)))
-    )
+    volume = decode(write_dicom(tmp_path / "a.dcm", image_dataset(written, **_stacked([0.0] * 5, SliceThickness=3))))
     np.testing.assert_array_equal(volume.voxels_DHW, written.astype(np.float32))
     assert volume.facts["frame_order"] == "stored"
     assert volume.spacing_mm == (3.0, 0.5, 0.25)
@@ -360,9 +339,7 @@ def test_positions_that_are_all_the_same_say_nothing(tmp_path: Path) -> None:
 def test_two_volumes_in_one_file_are_refused(tmp_path: Path) -> None:
     written = smooth_volume((6, 40, 33), "uint8", 8)
     path = write_dicom(tmp_path / "a.dcm", image_dataset(written, **_stacked([0, 2, 4, 0, 2, 4])))
-    with pytest.raises(
-        InputError, match=r"the 6 frames lie at 3 places \(plane position\).*more than one volume"
-    ):
+    with pytest.raises(InputError, match=r"the 6 frames lie at 3 places \(plane position\).*more than one volume"):
         decode(path)
 
 

@@ -119,11 +119,7 @@ def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@given(
-    changes=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12
-    )
-)
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12))
 @FUZZ
 def test_altered_bytes_decode_or_are_refused(kind: str, changes: list[tuple[float, int]]) -> None:
     data = bytearray(good_bytes(kind))

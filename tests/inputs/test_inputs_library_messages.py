@@ -84,10 +84,7 @@ def test_a_volume_carries_the_warnings_of_its_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(stated, claimed))
     volume = decode_volume(path, declared=DeclaredAxes(), max_bytes=1 << 20)
     np.testing.assert_array_equal(volume.voxels_DHW, written)
-    assert (
-        volume.facts["warnings"]
-        == "Expected explicit VR, but found implicit VR - using implicit VR for reading"
-    )
+    assert volume.facts["warnings"] == "Expected explicit VR, but found implicit VR - using implicit VR for reading"
 
 
 def test_messages_are_one_line_and_short() -> None:

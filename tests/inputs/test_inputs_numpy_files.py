@@ -73,9 +73,7 @@ def test_a_volume_is_no_window_into_the_stack(tmp_path: Path) -> None:
 
 
 def test_many_threads_read_one_archive(tmp_path: Path) -> None:
-    stacks = {
-        name: np.stack([volume_DHW(seed + k) for k in range(6)]) for name, seed in (("a", 0), ("b", 50))
-    }
+    stacks = {name: np.stack([volume_DHW(seed + k) for k in range(6)]) for name, seed in (("a", 0), ("b", 50))}
     np.savez_compressed(tmp_path / "a.npz", **stacks)
     arrays = NpzArrays(tmp_path / "a.npz", DeclaredAxes("DHW"), max_bytes=MAX_BYTES)
     wanted = [(name, index) for index in range(6) for name in stacks] * 4
@@ -123,9 +121,7 @@ def test_declarations_are_checked(
         DeclaredAxes(axes, spacing_mm)
 
 
-_MEDMNIST = (
-    Path(os.environ.get("VITREOUS_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "medmnist"
-)
+_MEDMNIST = Path(os.environ.get("VITREOUS_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "medmnist"
 
 
 @pytest.mark.real

@@ -31,9 +31,7 @@ NORMALISATIONS = [
 ]
 
 
-def random_volume(
-    shape: tuple[int, int, int] = (9, 20, 17), spacing=(2.0, 0.5, 0.25), seed: int = 0
-) -> Volume:
+def random_volume(shape: tuple[int, int, int] = (9, 20, 17), spacing=(2.0, 0.5, 0.25), seed: int = 0) -> Volume:
     voxels = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     return Volume(voxels, spacing, {"format": "made"})
 
@@ -71,9 +69,7 @@ def test_resampling_is_linear_on_a_centred_grid_of_that_spacing(
 ) -> None:
     volume = random_volume()
     tensor = preprocess_volume(volume, unchanged(size, spacing_mm=target_mm))[0].numpy()
-    axes = [
-        _grid(n, m, t / s) for n, m, t, s in zip(volume.voxels_DHW.shape, size, target_mm, volume.spacing_mm)
-    ]
+    axes = [_grid(n, m, t / s) for n, m, t, s in zip(volume.voxels_DHW.shape, size, target_mm, volume.spacing_mm)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"))
     lengths = np.array(volume.voxels_DHW.shape)[:, None, None, None]
     expected = map_coordinates(volume.voxels_DHW.astype(np.float64), points, order=1, mode="nearest")
@@ -100,17 +96,13 @@ def test_halving_the_resolution_equals_torchs_resize() -> None:
 
 def test_a_spacing_that_the_volume_lacks_is_refused() -> None:
     volume = random_volume(spacing=None)
-    with pytest.raises(
-        InputError, match=r"needs a spacing of \(1.0, 1.0, 1.0\) mm.*set the study key data.spacing_mm"
-    ):
+    with pytest.raises(InputError, match=r"needs a spacing of \(1.0, 1.0, 1.0\) mm.*set the study key data.spacing_mm"):
         preprocess_volume(volume, unchanged((4, 4, 4), spacing_mm=(1.0, 1.0, 1.0)))
 
 
 def test_a_grid_that_misses_the_volume_is_refused() -> None:
     volume = random_volume((2, 20, 17), (0.001, 1.0, 1.0))
-    with pytest.raises(
-        InputError, match=r"an axis of 2 voxels has no point on a grid whose step is 1000 voxels"
-    ):
+    with pytest.raises(InputError, match=r"an axis of 2 voxels has no point on a grid whose step is 1000 voxels"):
         preprocess_volume(volume, unchanged((4, 4, 4), spacing_mm=(1.0, 1.0, 1.0)))
 
 
@@ -133,9 +125,7 @@ def test_zscore_of_large_values_keeps_its_precision() -> None:
     assert abs(float(tensor.double().mean())) < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "gamma"), [(0, 99, 0.8), (1, 98.5, 1.0), (12.5, 50, 2.2), (0, 100, 0.5)]
-)
+@pytest.mark.parametrize(("low", "high", "gamma"), [(0, 99, 0.8), (1, 98.5, 1.0), (12.5, 50, 2.2), (0, 100, 0.5)])
 def test_percentiles_are_numpys(low: float, high: float, gamma: float) -> None:
     volume = random_volume()
     spec = PercentileMinMaxGamma(lower_percentile=low, upper_percentile=high, gamma=gamma)
@@ -181,12 +171,7 @@ def test_one_grey_channel_is_repeated() -> None:
     assert torch.equal(tensor[0], tensor[1])
     assert torch.equal(tensor[0], tensor[2])
     fixed = FixedMeanStd(value_range=(-4, 4), mean=(0.5,), std=(0.5,))
-    assert (
-        preprocess_volume(random_volume(), InputSpec(size=(4, 8, 8), channels=3, normalisation=fixed)).shape[
-            0
-        ]
-        == 3
-    )
+    assert preprocess_volume(random_volume(), InputSpec(size=(4, 8, 8), channels=3, normalisation=fixed)).shape[0] == 3
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS, ids=lambda n: n.kind)
@@ -217,9 +202,7 @@ def test_values_that_cannot_be_normalised() -> None:
     rare = np.zeros((8, 8, 8), np.float32)
     rare[0, 0, 0] = 1
     with pytest.raises(InputError, match=r"percentiles 0 and 99 of the volume are both 0: there is no range"):
-        preprocess_volume(
-            Volume(rare, None), InputSpec(size=(8, 8, 8), normalisation=PercentileMinMaxGamma())
-        )
+        preprocess_volume(Volume(rare, None), InputSpec(size=(8, 8, 8), normalisation=PercentileMinMaxGamma()))
     with pytest.raises(InputError, match=r"constant after the resize"):
         preprocess_volume(Volume(rare, None), InputSpec(size=(1, 1, 1)))
 

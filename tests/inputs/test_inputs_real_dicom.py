@@ -146,9 +146,7 @@ def test_most_of_the_shipped_grey_files_are_compared() -> None:
 
 @pytest.mark.real
 @pytest.mark.skipif(_EXTERNAL is None, reason="pydicom-data is not installed")
-@pytest.mark.parametrize(
-    "path", sorted(_EXTERNAL.glob("*.dcm")) if _EXTERNAL else [], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", sorted(_EXTERNAL.glob("*.dcm")) if _EXTERNAL else [], ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 def test_files_of_pydicom_data(path: Path) -> None:
     check_against_gdcm(path, _expected_refusal(path, _REFUSED_EXTERNAL))

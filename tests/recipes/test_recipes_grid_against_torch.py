@@ -154,9 +154,7 @@ MEMBERS = [
     ProbeMember(3e-2, weight_decay=0.01, dropout=0.4, class_weights=(1.0, 3.0, 0.5)),
     ProbeMember(1e-2, weight_decay=0.1, dropout=0.4, seed=1),
     ProbeMember(1e-2, seed=2, hidden=(7,)),
-    ProbeMember(
-        3e-3, weight_decay=0.5, dropout=0.3, seed=2, hidden=(9, 5), batch_norm=True, class_weights="balanced"
-    ),
+    ProbeMember(3e-3, weight_decay=0.5, dropout=0.3, seed=2, hidden=(9, 5), batch_norm=True, class_weights="balanced"),
     ProbeMember(1e-2, weight_decay=0.1, dropout=0.0, seed=0, hidden=(9, 5), batch_norm=True),
 ]
 
@@ -177,30 +175,22 @@ def test_each_member_is_trained_as_plain_torch_would_alone(make_rows, settings):
         head, best_epoch, scores = train_alone(train, val, member, settings)
         assert probe.member == member
         assert probe.best_epoch == best_epoch
-        np.testing.assert_allclose(
-            [row["val_balanced_accuracy"] for row in probe.history], scores, atol=1e-12
-        )
+        np.testing.assert_allclose([row["val_balanced_accuracy"] for row in probe.history], scores, atol=1e-12)
         expected = tensors_of(head)
         assert set(probe.tensors) == set(expected) | {"standardiser.mean", "standardiser.std"}
         for name, values in expected.items():
-            np.testing.assert_allclose(
-                probe.tensors[name], values, rtol=0, atol=1e-8, err_msg=f"{member} {name}"
-            )
+            np.testing.assert_allclose(probe.tensors[name], values, rtol=0, atol=1e-8, err_msg=f"{member} {name}")
         assert probe.val_score == pytest.approx(scores[best_epoch - 1])
         stopped_at.append(len(scores))
     if settings.patience is not None:
-        assert len(set(stopped_at)) > 1, (
-            "members must stop at different epochs for this test to mean anything"
-        )
+        assert len(set(stopped_at)) > 1, "members must stop at different epochs for this test to mean anything"
 
 
 def test_a_member_is_the_same_alone_and_beside_two_hundred(make_rows):
     train, val = make_rows("train", 40), make_rows("val", 20)
     settings = ProbeSettings(epochs=6, batch_size=32, warmup_epochs=1, patience=2)
     rates = np.geomspace(1e-4, 1e-1, 25)
-    others = [
-        ProbeMember(rate, dropout=p, seed=seed) for rate in rates for p in (0.0, 0.2) for seed in range(4)
-    ]
+    others = [ProbeMember(rate, dropout=p, seed=seed) for rate in rates for p in (0.0, 0.2) for seed in range(4)]
     asked = ProbeMember(2e-2, weight_decay=0.1, dropout=0.2, seed=3, class_weights="balanced")
     (alone,) = fit_probe_grid(train, val, [asked], settings, num_classes=C, dtype=torch.float64)
     beside = fit_probe_grid(

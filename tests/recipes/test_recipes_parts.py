@@ -56,9 +56,7 @@ def test_standardiser_is_scikit_learns_with_patient_weights(make_rows):
     theirs = StandardScaler().fit(rows.features_ND.astype(np.float64), sample_weight=rows.weight_N)
     np.testing.assert_allclose(ours.mean_D, theirs.mean_)
     np.testing.assert_allclose(ours.std_D, np.sqrt(theirs.var_))
-    np.testing.assert_allclose(
-        ours.apply(rows.features_ND), theirs.transform(rows.features_ND.astype(np.float64))
-    )
+    np.testing.assert_allclose(ours.apply(rows.features_ND), theirs.transform(rows.features_ND.astype(np.float64)))
     with pytest.raises(ValueError, match=r"shape \(rows, 12\), as in training; got \(30, 5\)"):
         ours.apply(np.zeros((30, 5)))
 
@@ -178,12 +176,8 @@ def test_bad_rows_are_refused_by_name(make_rows):
     broken[3, 1], broken[4, 0] = np.nan, np.inf
     two_labels = train.y_N.copy()
     twice = next(p for p in train.patient_id_N if (train.patient_id_N == p).sum() > 1)
-    two_labels[np.flatnonzero(train.patient_id_N == twice)[0]] = (
-        two_labels[train.patient_id_N == twice][0] + 1
-    ) % 3
-    empty = FeatureSet(
-        np.zeros((0, 12), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_), np.zeros(0)
-    )
+    two_labels[np.flatnonzero(train.patient_id_N == twice)[0]] = (two_labels[train.patient_id_N == twice][0] + 1) % 3
+    empty = FeatureSet(np.zeros((0, 12), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_), np.zeros(0))
     cases = [
         (changed(train, features_ND=broken), val, f"train: 2 of {rows} rows have NaN or infinite features"),
         (changed(train, y_N=train.y_N + 1), val, r"train: labels must lie in 0…2; got 1…3"),

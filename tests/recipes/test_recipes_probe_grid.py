@@ -67,9 +67,7 @@ def test_logits_come_from_the_file_alone(make_rows, tmp_path):
         x = torch.from_numpy((val.features_ND - stored["standardiser.mean"]) / stored["standardiser.std"])
         layers = sum(name.startswith("layers.") for name in stored) // 2
         for layer in range(layers):
-            weight, bias = (
-                torch.from_numpy(stored[f"layers.{layer}.{part}"]).double() for part in ("weight", "bias")
-            )
+            weight, bias = (torch.from_numpy(stored[f"layers.{layer}.{part}"]).double() for part in ("weight", "bias"))
             x = torch.nn.functional.linear(x, weight, bias)
             if f"norms.{layer}.weight" in stored:
                 norm = torch.nn.BatchNorm1d(len(bias)).double().eval()
@@ -105,15 +103,11 @@ def test_diverged_members_are_marked_and_do_not_touch_the_others(make_rows):
     assert len(both[0].history) == 1
     with pytest.raises(UserError, match="diverged in epoch 1; lower its learning_rate"):
         both[0].predict_logits(val.features_ND)
-    np.testing.assert_allclose(
-        both[1].tensors["layers.0.weight"], alone.tensors["layers.0.weight"], atol=1e-8
-    )
+    np.testing.assert_allclose(both[1].tensors["layers.0.weight"], alone.tensors["layers.0.weight"], atol=1e-8)
     with pytest.raises(
         UserError, match=r"all 2 members .* down to the learning rate 1e\+307. Lower the learning rates"
     ):
-        fit_probe_grid(
-            train, val, [ProbeMember(1e308), ProbeMember(1e307)], QUICK, num_classes=3, dtype=torch.float64
-        )
+        fit_probe_grid(train, val, [ProbeMember(1e308), ProbeMember(1e307)], QUICK, num_classes=3, dtype=torch.float64)
 
 
 def test_progress_ends_at_members_times_epochs(make_rows):
@@ -121,9 +115,7 @@ def test_progress_ends_at_members_times_epochs(make_rows):
     told: list[int] = []
     settings = ProbeSettings(epochs=9, batch_size=16, warmup_epochs=1, patience=2)
     members = [*MIXED, ProbeMember(1e38)]
-    fitted = fit_probe_grid(
-        train, val, members, settings, num_classes=3, progress=lambda done=1: told.append(done)
-    )
+    fitted = fit_probe_grid(train, val, members, settings, num_classes=3, progress=lambda done=1: told.append(done))
     assert min(len(probe.history) for probe in fitted) < 9, "no member stopped early: the test means nothing"
     assert sum(told) == len(members) * 9
 
@@ -137,13 +129,10 @@ def test_parts_bounded_in_memory_train_the_same(make_rows):
     assert 1 < len(parts) < 6
     assert sorted(position for part in parts for position in part) == list(range(6))
     whole, split = (
-        fit_probe_grid(train, val, members, settings, num_classes=3, dtype=torch.float64)
-        for settings in (QUICK, small)
+        fit_probe_grid(train, val, members, settings, num_classes=3, dtype=torch.float64) for settings in (QUICK, small)
     )
     for one, other in zip(whole, split, strict=True):
-        np.testing.assert_allclose(
-            one.tensors["layers.0.weight"], other.tensors["layers.0.weight"], atol=1e-8
-        )
+        np.testing.assert_allclose(one.tensors["layers.0.weight"], other.tensors["layers.0.weight"], atol=1e-8)
     assert split_members(MIXED, QUICK, size) == [[0, 2], [1], [3]]  # architectures are trained apart
 
 

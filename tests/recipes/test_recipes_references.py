@@ -56,9 +56,7 @@ def test_class_weights_reach_the_references(make_rows):
         lambda weights: fit_logistic_sweep(train, val, [0.1], num_classes=3, class_weights=weights),
         lambda weights: fit_knn_sweep(train, val, [9], num_classes=3, class_weights=weights),
     ):
-        plain, pressed = (
-            sweep(weights)[0].predict_logits(val.features_ND) for weights in ("none", (1.0, 9.0, 1.0))
-        )
+        plain, pressed = (sweep(weights)[0].predict_logits(val.features_ND) for weights in ("none", (1.0, 9.0, 1.0)))
         assert softmax(pressed, axis=1)[:, 1].mean() > 1.5 * softmax(plain, axis=1)[:, 1].mean()
 
 
@@ -86,9 +84,7 @@ def test_neighbours_of_one_patient_vote_once_together():
     features = np.array([[0.1], [0.2], [0.3], [0.9], [1.0], [50.0], [51.0]], np.float32)
     ids = np.array(["a", "a", "a", "b", "c", "d", "e"])
     train = FeatureSet(features, np.array([1, 1, 1, 0, 0, 0, 1]), ids, np.array([1, 1, 1, 3, 3, 3, 3]) / 3)
-    val = FeatureSet(
-        np.array([[0.0], [50.0]], np.float32), np.array([0, 1]), np.array(["x", "y"]), np.ones(2)
-    )
+    val = FeatureSet(np.array([[0.0], [50.0]], np.float32), np.array([0, 1]), np.array(["x", "y"]), np.ones(2))
     (fitted,) = fit_knn_sweep(train, val, [5], num_classes=2, metric="euclidean")
     expected = (5 * np.array([2 / 3, 1 / 3]) + 0.5) / 6
     np.testing.assert_allclose(softmax(fitted.predict_logits(val.features_ND[:1]))[0], expected)
@@ -136,10 +132,7 @@ def test_majority_says_the_share_of_training_participants(make_rows):
 def test_shuffled_labels_take_the_signal_away(make_rows):
     train, val = make_rows("train", 200, signal=1.5), make_rows("val", 90, signal=1.5)
     honest = fit_logistic_floor(train, val, num_classes=3)
-    scores = [
-        fit_logistic_floor(shuffled_labels(train, s), val, num_classes=3, Cs=[0.01]).val_score
-        for s in range(4)
-    ]
+    scores = [fit_logistic_floor(shuffled_labels(train, s), val, num_classes=3, Cs=[0.01]).val_score for s in range(4)]
     assert honest.val_score > 0.9
     assert np.mean(scores) < 0.5
 
@@ -172,9 +165,7 @@ def test_the_floor_of_columns_finds_a_confounder_and_only_that():
     assert chance.reference.val_score < 0.5
 
     features = floor.encoding.features(train)
-    np.testing.assert_array_equal(
-        features[:, 2:], pd.get_dummies(train["clinical_site"]).to_numpy(np.float32)
-    )
+    np.testing.assert_array_equal(features[:, 2:], pd.get_dummies(train["clinical_site"]).to_numpy(np.float32))
     assert floor.encoding.features(val)[3, 2:].tolist() == [0, 0, 0]
     missing = train["age"].isna().to_numpy()
     np.testing.assert_allclose(features[missing, 0], train["age"].mean(), rtol=1e-6)

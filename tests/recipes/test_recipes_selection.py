@@ -99,12 +99,7 @@ def test_wrong_calls_are_refused():
 
 def test_real_probes_and_references_can_be_chosen_from(make_rows):
     train, val = make_rows("train", 60), make_rows("val", 30)
-    members = [
-        ProbeMember(rate, decay, seed=seed)
-        for rate in (1e-4, 1e-2)
-        for decay in (0.0, 0.1)
-        for seed in (0, 1)
-    ]
+    members = [ProbeMember(rate, decay, seed=seed) for rate in (1e-4, 1e-2) for decay in (0.0, 0.1) for seed in (0, 1)]
     settings = ProbeSettings(epochs=6, batch_size=16, warmup_epochs=1)
     fitted = fit_probe_grid(train, val, members, settings, num_classes=3)
     chosen = select_member(fitted, [probe.val_score for probe in fitted])

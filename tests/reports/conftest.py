@@ -92,8 +92,14 @@ def report_data(leaderboard: Leaderboard, curves: tuple[TrainingCurves, ...]) ->
         "message": ["/home/lab/scan/maestro/tests-0001/tests-0001_l.dcm: truncated, patient tests-0001.",
                     "s3://eye/scan/cirrus/tests-0002/oct.nii.gz: size 12, expected 900."],
     })  # fmt: skip
-    receipt = {"file_sha256": "0f" * 32, "tensors_matched": 152, "tensors_total": 152, "missing": [],
-               "inferred": {"depth": 12, "grid": [16, 24, 24]}, "distance_from_random": {"blocks.0": 1.2345678}}
+    receipt = {
+        "file_sha256": "0f" * 32,
+        "tensors_matched": 152,
+        "tensors_total": 152,
+        "missing": [],
+        "inferred": {"depth": 12, "grid": [16, 24, 24]},
+        "distance_from_random": {"blocks.0": 1.2345678},
+    }
     spec = {"size": [64, 384, 384], "normalisation": {"kind": "zscore"}}
     counts = pd.DataFrame({"class": CLASSES, "train": [9, 8, 7], "test": [30, 31, 29]})
     return ReportData(
@@ -101,7 +107,8 @@ def report_data(leaderboard: Leaderboard, curves: tuple[TrainingCurves, ...]) ->
         leaderboard=leaderboard,
         flow=DataFlow(1000, 950, 2, {"no file": 30, "retinal_oct is FALSE": 18}),
         encoders=(
-            EncoderReport("multi", False, receipt, spec, ("size",)), EncoderReport("untrained", True, receipt, spec)
+            EncoderReport("multi", False, receipt, spec, ("size",)),
+            EncoderReport("untrained", True, receipt, spec),
         ),
         counts=(Table.from_frame("Patients by class", counts),),
         curves=curves,

@@ -188,12 +188,21 @@ def test_many_rows_draw_as_many_resamples_as_their_comparison_needs(row):
     assert made.row(name).test["auroc"] == fewer.row(name).test["auroc"]  # the same resamples
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda row: [], "at least one row"),
-    (lambda row: [row("a", "b", 1.0), row("a", "b", 1.1)], r"the same name: \['a / b'\]"),
-    (lambda row: [row("a", "b", 1.0, val={0: row("a", "b", 1.0).val[0]})], r"val has the seeds \[0\], test \[0, 1\]"),
-    (lambda row: [row("a", "b", 1.0), row("c", "b", 1.0, test=row("c", "b", 1.0).val)], "are not about the same rows"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: [], "at least one row"),
+        (lambda row: [row("a", "b", 1.0), row("a", "b", 1.1)], r"the same name: \['a / b'\]"),
+        (
+            lambda row: [row("a", "b", 1.0, val={0: row("a", "b", 1.0).val[0]})],
+            r"val has the seeds \[0\], test \[0, 1\]",
+        ),
+        (
+            lambda row: [row("a", "b", 1.0), row("c", "b", 1.0, test=row("c", "b", 1.0).val)],
+            "are not about the same rows",
+        ),
+    ],
+)
 def test_rows_that_cannot_stand_together_are_refused(change, message, row):
     def changed(encoder, recipe, skill, **fields):
         from dataclasses import replace

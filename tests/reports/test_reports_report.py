@@ -70,8 +70,12 @@ def test_it_is_one_small_file_that_loads_nothing(html, page, report_data, tmp_pa
     render_report(report_data, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == html
     assert len(html.encode()) < 1_000_000
-    addresses = [value for _, attributes in page.tags for name, value in attributes.items()
-                 if name in ("src", "href", "xlink:href", "action", "poster", "srcset")]
+    addresses = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "action", "poster", "srcset")
+    ]
     assert all(address.startswith("#") or address == "data:," for address in addresses)
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
@@ -114,15 +118,30 @@ def test_the_answer_comes_first_in_words(html, page, leaderboard):
     best = leaderboard.row(leaderboard.best)
     answer = f"{best.name} has the highest balanced accuracy, {best.test['balanced_accuracy'].value:.3f}"
     assert page.text.index(answer) < page.text.index("Leaderboard by balanced accuracy")
-    for said in ("single / linear predicts 'healthy' for all 90 test participants in all 2 seeds: a collapsed head",
-                 "have identical predictions", "It clears the floors untrained / linear and floor / majority.",
-                 "input override: size [32, 192, 192]"):
+    for said in (
+        "single / linear predicts 'healthy' for all 90 test participants in all 2 seeds: a collapsed head",
+        "have identical predictions",
+        "It clears the floors untrained / linear and floor / majority.",
+        "input override: size [32, 192, 192]",
+    ):
         assert said in page.text, said
 
 
 def test_everything_behind_the_answer_is_there(page):
-    for shown in ("1,000", "950", "retinal_oct is FALSE", "152", "0f0f0f", "blocks.0", "input set by the study: size",
-                  "final scores", "abc123", "vitreous report runs/oct", "learning_rate 0.1", "one seed has no spread"):
+    for shown in (
+        "1,000",
+        "950",
+        "retinal_oct is FALSE",
+        "152",
+        "0f0f0f",
+        "blocks.0",
+        "input set by the study: size",
+        "final scores",
+        "abc123",
+        "vitreous report runs/oct",
+        "learning_rate 0.1",
+        "one seed has no spread",
+    ):
         assert shown in page.text, shown
     assert len(page.find("svg")) == 1 + 5 + 2
 

@@ -106,7 +106,9 @@ def test_class_names_that_mlflow_cannot_tell_apart_are_refused(curves, row):
     from vitreous.reports.trackers import _mlflow_names
 
     assert _mlflow_names(["f1_early <b>", "seed 0/val_loss"]) == {
-        "f1_early <b>": "f1_early _b_", "seed 0/val_loss": "seed 0/val_loss"}
+        "f1_early <b>": "f1_early _b_",
+        "seed 0/val_loss": "seed 0/val_loss",
+    }
     made = row("a", "b", 1.0)
     both = {k: replace(one, classes=("x+", "x-", "y")) for k, one in made.test.items()}
     twins = build_leaderboard([replace(made, test=both, val=both)])

@@ -23,8 +23,16 @@ def write_cohort(folder: Path, *, participants: int = 48, seed: int = 0) -> Path
         name = f"{2000 + number}"
         grade = number % len(CLASSES)
         split = ("train", "train", "val", "test")[(number // len(CLASSES)) % 4]
-        rows.append({"participant_id": name, "clinical_site": f"site{number % 2}", "study_group": CLASSES[grade],
-                     "age": 40 + number % 30, "recommended_split": split, "retinal_oct": "TRUE"})
+        rows.append(
+            {
+                "participant_id": name,
+                "clinical_site": f"site{number % 2}",
+                "study_group": CLASSES[grade],
+                "age": 40 + number % 30,
+                "recommended_split": split,
+                "retinal_oct": "TRUE",
+            }
+        )
         for volume in range(1 + number % 2):
             voxels = rng.normal(100, 10, size=(5, 40, 36))
             voxels[:, : 12 * grade] += 25
@@ -48,18 +56,43 @@ def study_values(root: Path, **changes: Any) -> dict[str, Any]:
     """A study on the cohort below `root`, as plain values."""
     values: dict[str, Any] = {
         "name": "small",
-        "data": {"kind": "participants", "table": str(root / "participants.tsv"), "files": str(root),
-                 "pattern": "retinal_oct/structural_oct/{device}/{patient}/*.npy", "axes": "DHW",
-                 "label": "study_group", "classes": CLASSES, "where": {"retinal_oct": True},
-                 "domains": ["clinical_site", "device"]},
-        "encoders": {
-            "first": {"family": "vit3d", "checkpoint": str(write_checkpoint(root / "checkpoints" / "a.safetensors", 1))},
-            "second": {"family": "vit3d", "checkpoint": str(write_checkpoint(root / "checkpoints" / "b.safetensors", 2))},
+        "data": {
+            "kind": "participants",
+            "table": str(root / "participants.tsv"),
+            "files": str(root),
+            "pattern": "retinal_oct/structural_oct/{device}/{patient}/*.npy",
+            "axes": "DHW",
+            "label": "study_group",
+            "classes": CLASSES,
+            "where": {"retinal_oct": True},
+            "domains": ["clinical_site", "device"],
         },
-        "recipes": {"linear": {"kind": "linear_probe", "epochs": 12, "warmup_epochs": 2, "class_weights": "balanced",
-                               "grid": {"lr": [1e-3, 1e-2], "weight_decay": [0.0, 1e-2]}}},
-        "seeds": [0, 1], "device": "cpu", "precision": "fp32", "intervals": {"resamples": 400},
-        "runs": str(root / "runs"), "store": str(root / "features"), "cache": {"dir": str(root / "cache")},
+        "encoders": {
+            "first": {
+                "family": "vit3d",
+                "checkpoint": str(write_checkpoint(root / "checkpoints" / "a.safetensors", 1)),
+            },
+            "second": {
+                "family": "vit3d",
+                "checkpoint": str(write_checkpoint(root / "checkpoints" / "b.safetensors", 2)),
+            },
+        },
+        "recipes": {
+            "linear": {
+                "kind": "linear_probe",
+                "epochs": 12,
+                "warmup_epochs": 2,
+                "class_weights": "balanced",
+                "grid": {"lr": [1e-3, 1e-2], "weight_decay": [0.0, 1e-2]},
+            }
+        },
+        "seeds": [0, 1],
+        "device": "cpu",
+        "precision": "fp32",
+        "intervals": {"resamples": 400},
+        "runs": str(root / "runs"),
+        "store": str(root / "features"),
+        "cache": {"dir": str(root / "cache")},
     }
     return values | changes
 
@@ -74,5 +107,9 @@ def write_study(path: Path, values: dict[str, Any]) -> Path:
 
 def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
     """Bytes of the files below a folder that match."""
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for pattern in patterns for path in sorted(folder.rglob(pattern)) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in patterns
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }

@@ -32,19 +32,29 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_study(tmp_path / "study.yaml", study_values(root))
 
 
-def test_plan_shows_counts_and_writes_nothing(study: Path, monkeypatch: pytest.MonkeyPatch,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_shows_counts_and_writes_nothing(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(study.parent, "*")
     code, out, err = call(monkeypatch, capsys, "plan", str(study))
     assert code == 0, err
     assert contents(study.parent, "*") == before
-    for text in ("48 participants, 72 volumes", "healthy", "site1", "device0", "first", "untrained", "linear",
-                 "Nothing was written"):
+    for text in (
+        "48 participants, 72 volumes",
+        "healthy",
+        "site1",
+        "device0",
+        "first",
+        "untrained",
+        "linear",
+        "Nothing was written",
+    ):
         assert text in out, text
 
 
-def test_run_then_report_then_doctor(study: Path, monkeypatch: pytest.MonkeyPatch,
-                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_then_report_then_doctor(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = call(monkeypatch, capsys, "run", str(study))
     assert code == 0, err
     run_dir = study.parent / "cohort" / "runs" / "small"
@@ -59,31 +69,43 @@ def test_run_then_report_then_doctor(study: Path, monkeypatch: pytest.MonkeyPatc
     assert "72 rows = 72 encoded" in out
 
 
-def test_doctor_on_a_good_study(study: Path, monkeypatch: pytest.MonkeyPatch,
-                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_on_a_good_study(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(study.parent, "*")
     code, out, err = call(monkeypatch, capsys, "doctor", str(study))
     assert code == 0, out + err
-    for text in ("Labels of 48 participants", "Files of 5 participants", "tensors", "volumes decoded",
-                 "one volume through decode", "learns eight samples"):
+    for text in (
+        "Labels of 48 participants",
+        "Files of 5 participants",
+        "tensors",
+        "volumes decoded",
+        "one volume through decode",
+        "learns eight samples",
+    ):
         assert text in out, text
     assert contents(study.parent, "*") == before
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("data.files=absent", "absent"),
-    ("data.label=diagnosis", "diagnosis"),
-    ("encoders.first.checkpoint=absent.pt", "absent.pt"),
-])
-def test_doctor_names_what_is_wrong(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                    override: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.files=absent", "absent"),
+        ("data.label=diagnosis", "diagnosis"),
+        ("encoders.first.checkpoint=absent.pt", "absent.pt"),
+    ],
+)
+def test_doctor_names_what_is_wrong(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
     code, out, _ = call(monkeypatch, capsys, "doctor", str(study), override)
     assert code == 1
     assert message in out
 
 
-def test_doctor_finds_a_volume_that_stands_out(study: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_finds_a_volume_that_stands_out(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = sorted((study.parent / "cohort").rglob("*.npy"))[0]
     np.save(path, np.random.default_rng(0).normal(9000, 10, size=(5, 40, 36)).astype(np.float32))
     code, out, _ = call(monkeypatch, capsys, "doctor", str(study))
@@ -91,28 +113,36 @@ def test_doctor_finds_a_volume_that_stands_out(study: Path, monkeypatch: pytest.
     assert "robust standard deviations" in out
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("run", "absent.yaml"), "no such study file"),
-    (("run", "{study}", "seds=[0]"), "seds: unknown key; did you mean 'seeds'?"),
-    (("run", "{study}", "seeds=[0"), "is not of the form key=value"),
-    (("plan", "{study}", "data.classes=[healthy,early]"), "late"),
-    (("report", "{study}"), "no run directory"),
-    (("inspect", "absent.pt"), "absent.pt"),
-    (("inspect", "{study}", "--family", "vit9"), "known are vit3d"),
-    (("frobnicate",), "No such command"),
-    (("run",), "Missing argument"),
-])
-def test_wrong_arguments_exit_with_2_and_say_why(study: Path, monkeypatch: pytest.MonkeyPatch,
-                                                 capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...],
-                                                 message: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "absent.yaml"), "no such study file"),
+        (("run", "{study}", "seds=[0]"), "seds: unknown key; did you mean 'seeds'?"),
+        (("run", "{study}", "seeds=[0"), "is not of the form key=value"),
+        (("plan", "{study}", "data.classes=[healthy,early]"), "late"),
+        (("report", "{study}"), "no run directory"),
+        (("inspect", "absent.pt"), "absent.pt"),
+        (("inspect", "{study}", "--family", "vit9"), "known are vit3d"),
+        (("frobnicate",), "No such command"),
+        (("run",), "Missing argument"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_say_why(
+    study: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
     code, _, err = call(monkeypatch, capsys, *(part.format(study=study) for part in arguments))
     assert code == 2
     assert message in " ".join(err.split())
     assert "Traceback" not in err
 
 
-def test_inspect_shows_the_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_the_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_checkpoint(tmp_path / "a.safetensors", 0)
     code, out, err = call(monkeypatch, capsys, "inspect", str(path))
     assert code == 0, err
@@ -122,16 +152,19 @@ def test_inspect_shows_the_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
-    script = "import sys; sys.argv = ['vitreous', '--help']\nfrom vitreous.cli import main\n" \
-             "try:\n    main()\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules, 'torch was imported'"
+    script = (
+        "import sys; sys.argv = ['vitreous', '--help']\nfrom vitreous.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules, 'torch was imported'"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for verb in ("demo", "plan", "run", "encode", "report", "inspect", "doctor"):
         assert verb in done.stdout
 
 
-def test_multirun_writes_one_folder_a_job_and_one_leaderboard(study: Path, monkeypatch: pytest.MonkeyPatch,
-                                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_multirun_writes_one_folder_a_job_and_one_leaderboard(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(study.parent)
     code, out, err = call(monkeypatch, capsys, "run", str(study), "-m", "recipes.linear.epochs=4,6", "seeds=[0]")
     assert code == 0, err
@@ -142,14 +175,26 @@ def test_multirun_writes_one_folder_a_job_and_one_leaderboard(study: Path, monke
     assert epochs == [4, 6]
     assert len(pd.read_csv(root / "leaderboard.csv")) == 8
     assert "joint leaderboard" in out
-    assert sorted(path.name for path in study.parent.iterdir()) == ["cohort", "id_key", "study.yaml"], "no stray folders"
+    assert sorted(path.name for path in study.parent.iterdir()) == ["cohort", "id_key", "study.yaml"], (
+        "no stray folders"
+    )
 
 
-def test_multirun_with_the_joblib_launcher(study: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_multirun_with_the_joblib_launcher(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(study.parent)
-    code, _, err = call(monkeypatch, capsys, "run", str(study), "-m", "hydra/launcher=joblib",
-                        "hydra.launcher.n_jobs=1", "recipes.linear.epochs=4,5", "seeds=[0]")
+    code, _, err = call(
+        monkeypatch,
+        capsys,
+        "run",
+        str(study),
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=1",
+        "recipes.linear.epochs=4,5",
+        "seeds=[0]",
+    )
     assert code == 0, err
     root = study.parent / "cohort" / "runs" / "small" / "multirun"
     assert len(list(root.glob("*/leaderboard.csv"))) == 2

@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 from cohorts import contents, study_values, write_cohort, write_study
 
-RESULTS = ("*_preds*.parquet", "metrics.json", "leaderboard.csv", "leaderboard.md", "best.safetensors", "history.csv",
-           "manifest.parquet", "data_errors.csv")
+RESULTS = (
+    "*_preds*.parquet",
+    "metrics.json",
+    "leaderboard.csv",
+    "leaderboard.md",
+    "best.safetensors",
+    "history.csv",
+    "manifest.parquet",
+    "data_errors.csv",
+)
 
 
 def command(study: Path) -> list[str]:
@@ -43,8 +51,10 @@ def count(root: Path, pattern: str) -> int:
 
 def test_killed_while_encoding_and_while_probing(tmp_path: Path) -> None:
     root = write_cohort(tmp_path / "cohort", participants=96)
-    whole = write_study(tmp_path / "whole.yaml", study_values(
-        root, runs=str(tmp_path / "whole"), store=str(tmp_path / "whole_features")))
+    whole = write_study(
+        tmp_path / "whole.yaml",
+        study_values(root, runs=str(tmp_path / "whole"), store=str(tmp_path / "whole_features")),
+    )
     undisturbed = subprocess.run(command(whole), env=environment(tmp_path), capture_output=True, check=False)
     assert undisturbed.returncode == 0, undisturbed.stderr.decode()
 
@@ -69,7 +79,9 @@ def test_killed_while_encoding_and_while_probing(tmp_path: Path) -> None:
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     root = write_cohort(tmp_path / "cohort")
     study = write_study(tmp_path / "s.yaml", study_values(root))
-    process = subprocess.Popen(command(study), env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(study), env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while count(root, "study.yaml") == 0 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

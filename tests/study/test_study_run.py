@@ -37,17 +37,47 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 def test_the_run_directory_holds_what_the_contract_says(finished: tuple[Path, Result]) -> None:
     _, result = finished
     folder = result.run_dir
-    for name in ("study.yaml", "provenance.json", "ledger.jsonl", "manifest.parquet", "data_errors.csv",
-                 "leaderboard.csv", "leaderboard.md", "report.html", "receipts/first.json", "receipts/untrained.json"):
+    for name in (
+        "study.yaml",
+        "provenance.json",
+        "ledger.jsonl",
+        "manifest.parquet",
+        "data_errors.csv",
+        "leaderboard.csv",
+        "leaderboard.md",
+        "report.html",
+        "receipts/first.json",
+        "receipts/untrained.json",
+    ):
         assert (folder / name).is_file(), name
     head = folder / "first" / "linear" / "seed0"
-    for name in ("config.yaml", "class_to_idx.json", "model.json", "best.safetensors", "history.csv",
-                 "val_preds.parquet", "test_preds.parquet", "test_preds_patient.parquet", "metrics.json",
-                 "confusion_matrix.svg"):
+    for name in (
+        "config.yaml",
+        "class_to_idx.json",
+        "model.json",
+        "best.safetensors",
+        "history.csv",
+        "val_preds.parquet",
+        "test_preds.parquet",
+        "test_preds_patient.parquet",
+        "metrics.json",
+        "confusion_matrix.svg",
+    ):
         assert (head / name).is_file(), name
     assert list(result.leaderboard.columns[:12]) == [
-        "rank", "letters", "encoder", "recipe", "seeds", "n_test_patients", "val_balanced_accuracy",
-        "test_balanced_accuracy", "test_balanced_accuracy_low", "test_balanced_accuracy_high", "seed_sd", "test_auroc"]
+        "rank",
+        "letters",
+        "encoder",
+        "recipe",
+        "seeds",
+        "n_test_patients",
+        "val_balanced_accuracy",
+        "test_balanced_accuracy",
+        "test_balanced_accuracy_low",
+        "test_balanced_accuracy_high",
+        "seed_sd",
+        "test_auroc",
+    ]
     preds = pd.read_parquet(head / "test_preds.parquet")
     assert list(preds.columns) == ["sample_id", "patient_id", "y_true", "y_pred", *(f"logit_{c}" for c in CLASSES)]
     patients = pd.read_parquet(head / "test_preds_patient.parquet")
@@ -122,8 +152,10 @@ def test_a_second_study_on_the_same_files_encodes_nothing(
         raise AssertionError("a known file was encoded again")
 
     monkeypatch.setattr("vitreous.study.encode.encode_missing", never)
-    changes = {"name": "second", "recipes": {"knn": {"kind": "knn", "k": [3]},
-                                             "logistic": {"kind": "logistic_regression", "C": [0.1, 1.0]}}}
+    changes = {
+        "name": "second",
+        "recipes": {"knn": {"kind": "knn", "k": [3]}, "logistic": {"kind": "logistic_regression", "C": [0.1, 1.0]}},
+    }
     table = run_study(validate_study(study_values(root, **changes))).leaderboard
     assert set(table["recipe"]) == {"knn", "logistic", "majority"}
 
@@ -144,8 +176,17 @@ def test_other_weights_under_the_same_path_are_refused(tmp_path: Path) -> None:
 
 
 def test_randomised_test_labels_change_nothing_before_the_last_step(tmp_path: Path) -> None:
-    before_test = ("val_preds.parquet", "model.json", "*.safetensors", "grid.csv", "selection.json", "history.csv",
-                   "manifest.parquet", "study.yaml", "config.yaml")
+    before_test = (
+        "val_preds.parquet",
+        "model.json",
+        "*.safetensors",
+        "grid.csv",
+        "selection.json",
+        "history.csv",
+        "manifest.parquet",
+        "study.yaml",
+        "config.yaml",
+    )
     seen = []
     for name in ("honest", "poisoned"):
         root = write_cohort(tmp_path / "same")
@@ -156,17 +197,21 @@ def test_randomised_test_labels_change_nothing_before_the_last_step(tmp_path: Pa
             table.to_csv(root / "participants.tsv", sep="\t", index=False)
         result = run_study(validate_study(study_values(root)))
         files = contents(result.run_dir, *before_test)
-        seen.append({path: text for path, text in files.items()})
+        seen.append(dict(files.items()))
         (root / "runs").rename(tmp_path / name)
     # the volumes are written anew with a new time stamp, so the manifest's etags differ and nothing else may
-    manifests = [pd.read_parquet(tmp_path / name / "small" / "manifest.parquet").drop(columns="etag")
-                 for name in ("honest", "poisoned")]
+    manifests = [
+        pd.read_parquet(tmp_path / name / "small" / "manifest.parquet").drop(columns="etag")
+        for name in ("honest", "poisoned")
+    ]
     pd.testing.assert_frame_equal(*manifests)
     for files in seen:
         files.pop("manifest.parquet")
     assert seen[0] == seen[1]
-    scores = [pd.read_csv(tmp_path / name / "small" / "leaderboard.csv")["test_accuracy"].tolist()
-              for name in ("honest", "poisoned")]
+    scores = [
+        pd.read_csv(tmp_path / name / "small" / "leaderboard.csv")["test_accuracy"].tolist()
+        for name in ("honest", "poisoned")
+    ]
     assert scores[0] != scores[1]
 
 
@@ -176,8 +221,10 @@ def test_folds_score_every_patient_once_for_each_seed(tmp_path: Path) -> None:
     table.to_csv(root / "participants.tsv", sep="\t", index=False)
     result = run_study(validate_study(study_values(root, folds={"k": 4})))
     assert result.leaderboard["n_test_patients"].tolist() == [48] * 4
-    tested = [pd.read_parquet(result.run_dir / "first" / "linear" / f"fold{fold}" / "seed0" / "test_preds_patient.parquet")
-              for fold in range(4)]
+    tested = [
+        pd.read_parquet(result.run_dir / "first" / "linear" / f"fold{fold}" / "seed0" / "test_preds_patient.parquet")
+        for fold in range(4)
+    ]
     assert sorted(pd.concat(tested)["patient_id"]) == sorted(table["participant_id"])
     val = pd.read_parquet(result.run_dir / "first" / "linear" / "fold0" / "seed0" / "val_preds.parquet")
     assert not set(val["patient_id"]) & set(tested[0]["patient_id"])
@@ -204,8 +251,9 @@ def test_bad_files_are_quarantined_and_too_many_stop_the_run(tmp_path: Path) -> 
 def test_an_overridden_input_is_named_in_leaderboard_and_report(tmp_path: Path) -> None:
     root = write_cohort(tmp_path)
     values = study_values(root)
-    values["encoders"] = {"first": values["encoders"]["first"] | {
-        "input": {"normalisation": {"kind": "percentile-minmax-gamma"}}}}
+    values["encoders"] = {
+        "first": values["encoders"]["first"] | {"input": {"normalisation": {"kind": "percentile-minmax-gamma"}}}
+    }
     result = run_study(validate_study(values))
     notes = result.leaderboard.set_index("encoder").loc["first", "notes"]
     assert "input overridden by the study: normalisation" in notes
@@ -222,7 +270,10 @@ def test_all_encoder_problems_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run_study(validate_study(values))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "encoders.first", "encoders.second", "encoders.third"]
+        "encoders.first",
+        "encoders.second",
+        "encoders.third",
+    ]
     assert not (root / "runs").exists(), "nothing was written"
 
 

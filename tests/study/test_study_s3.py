@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from cohorts import study_values, write_cohort
-from s3_server import boto_client, running_s3_server, use_test_keys
 
+from s3_server import boto_client, running_s3_server, use_test_keys
 from vitreous.config.compose import validate_study
 from vitreous.core.errors import LocationError
 from vitreous.study.run import run_study
@@ -35,6 +35,7 @@ def test_a_study_in_a_bucket_equals_the_same_study_on_disk(tmp_path: Path, monke
             run_study(validate_study(values | {"data": wrong, "name": "wrong"}))
     pd.testing.assert_frame_equal(in_bucket.leaderboard, on_disk.leaderboard)
     for head in ("first/linear/seed0", "second/linear/seed1"):
-        ours, theirs = (pd.read_parquet(result.run_dir / head / "test_preds_patient.parquet")
-                        for result in (in_bucket, on_disk))
+        ours, theirs = (
+            pd.read_parquet(result.run_dir / head / "test_preds_patient.parquet") for result in (in_bucket, on_disk)
+        )
         np.testing.assert_array_equal(ours.filter(like="prob_"), theirs.filter(like="prob_"))

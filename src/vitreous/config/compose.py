@@ -19,8 +19,9 @@ _PACKAGED = "vitreous.studies"
 
 def packaged_studies() -> list[str]:
     """Names of the study files that come with the package."""
-    return sorted(item.name.removesuffix(".yaml") for item in resources.files(_PACKAGED).iterdir()
-                  if item.name.endswith(".yaml"))
+    return sorted(
+        item.name.removesuffix(".yaml") for item in resources.files(_PACKAGED).iterdir() if item.name.endswith(".yaml")
+    )
 
 
 def find_study(study: str) -> Path:
@@ -62,8 +63,10 @@ def compose_study(study: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             parser.parse_override(forced(override))
         except HydraException as error:
-            raise ConfigError(f"override {override!r} is not of the form key=value, such as seeds=[0,1] "
-                              f"({str(error).splitlines()[0]}).") from None
+            raise ConfigError(
+                f"override {override!r} is not of the form key=value, such as seeds=[0,1] "
+                f"({str(error).splitlines()[0]})."
+            ) from None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(path.parent), version_base="1.3"):
@@ -117,9 +120,12 @@ def _walk(location: Sequence[str]) -> tuple[list[str], set[str]]:
     models: list[type[BaseModel]] = [StudyConfig]
     shown: list[str] = []
     for depth, part in enumerate(location):
-        tagged = [model for model in models
-                  if part not in model.model_fields
-                  and part in typing.get_args(getattr(model.model_fields.get("kind"), "annotation", None))]
+        tagged = [
+            model
+            for model in models
+            if part not in model.model_fields
+            and part in typing.get_args(getattr(model.model_fields.get("kind"), "annotation", None))
+        ]
         if tagged:
             models = tagged
             continue

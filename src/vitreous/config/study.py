@@ -84,7 +84,7 @@ class Intervals(Frozen):
 class S3(Frozen):
     """Where an S3-compatible store answers. Keys come from the environment, never from a study.
 
-    `etags_are_md5: false` is for buckets encrypted with keys of their own (SSE-KMS, SSE-C), whose ETags are no checksums.
+    `etags_are_md5: false` is for buckets encrypted with own keys (SSE-KMS, SSE-C): their ETags are no checksums.
     """
 
     endpoint: str | None = None
@@ -140,14 +140,18 @@ class StudyConfig(Frozen):
     @model_validator(mode="after")
     def _names(self) -> "StudyConfig":
         problems = ["encoders.floor: the name is taken by the floor rows"] if "floor" in self.encoders else []
-        problems += [f"recipes.{name}: fold and seed names are taken" for name in self.recipes
-                     if re.fullmatch(r"(fold|seed)\d+", name)]
+        problems += [
+            f"recipes.{name}: fold and seed names are taken"
+            for name in self.recipes
+            if re.fullmatch(r"(fold|seed)\d+", name)
+        ]
         for name, recipe in self.recipes.items():
             weights = [recipe.class_weights] if hasattr(recipe, "class_weights") else []
             weights += list(recipe.grid.class_weights or ()) if hasattr(recipe, "grid") else []
             problems += [
                 f"recipes.{name}.class_weights: {len(given)} weights for {len(self.data.classes)} classes"
-                for given in weights if isinstance(given, tuple) and len(given) != len(self.data.classes)
+                for given in weights
+                if isinstance(given, tuple) and len(given) != len(self.data.classes)
             ]
         if self.folds is not None and "split" in self.data.model_fields_set:
             problems.append("folds and data.split both say who is in test; leave one of them out")

@@ -25,9 +25,16 @@ def find_unlearnable(rows: FeatureSet, num_classes: int) -> Finding:
     settings = ProbeSettings(epochs=300, batch_size=None, warmup_epochs=5, patience=None)
     probe = fit_probe_grid(rows, mirror, [ProbeMember(3e-2)], settings, num_classes=num_classes)[0]
     losses = [row["train_loss"] for row in probe.history]
-    evidence = (f"{len(rows.y_N)} samples, {rows.features_ND.shape[1]} features, {num_classes} classes: "
-                f"loss {losses[0]:.3f} → {losses[-1]:.4f}")
+    evidence = (
+        f"{len(rows.y_N)} samples, {rows.features_ND.shape[1]} features, {num_classes} classes: "
+        f"loss {losses[0]:.3f} → {losses[-1]:.4f}"
+    )
     if losses[-1] <= NEAR_ZERO:
         return Finding("probe_learns", "info", "The probe learns eight samples by heart.", evidence)
-    return Finding("probe_cannot_learn", "error", "The probe cannot even learn eight samples by heart.", evidence,
-                   "Features that are (nearly) the same for all samples do this: look at value range and receipt.")
+    return Finding(
+        "probe_cannot_learn",
+        "error",
+        "The probe cannot even learn eight samples by heart.",
+        evidence,
+        "Features that are (nearly) the same for all samples do this: look at value range and receipt.",
+    )

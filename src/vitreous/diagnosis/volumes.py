@@ -41,9 +41,15 @@ def _find_rare_sizes(statistics: pd.DataFrame) -> list[Finding]:
     if not rare or len(statistics) < 20:
         return []
     shown = ", ".join(f"{d}×{h}×{w} ({count})" for (d, h, w), count in list(rare.items())[:_SHOWN])
-    return [Finding("rare_size", "warning", f"{sum(rare.values())} volumes have a size that fewer than 2 % share.",
-                    f"D×H×W (volumes): {shown}; most frequent {'×'.join(map(str, sizes.most_common(1)[0][0]))}",
-                    "Look at these files; if they are another protocol, leave them out with `volumes`.")]
+    return [
+        Finding(
+            "rare_size",
+            "warning",
+            f"{sum(rare.values())} volumes have a size that fewer than 2 % share.",
+            f"D×H×W (volumes): {shown}; most frequent {'×'.join(map(str, sizes.most_common(1)[0][0]))}",
+            "Look at these files; if they are another protocol, leave them out with `volumes`.",
+        )
+    ]
 
 
 def _find_far_values(statistics: pd.DataFrame, column: str) -> list[Finding]:
@@ -59,7 +65,13 @@ def _find_far_values(statistics: pd.DataFrame, column: str) -> list[Finding]:
         return []
     worst = far[np.argsort(-np.abs(values[far] - centre))][:_SHOWN]
     shown = ", ".join(f"{statistics.index[row]} ({values[row]:.4g})" for row in worst)
-    return [Finding("far_brightness", "warning",
-                    f"{len(far)} volumes have a {column} voxel value more than {ROBUST_Z:g} robust standard deviations "
-                    "from the median.", f"median {centre:.4g}, robust standard deviation {scale:.3g}; farthest: {shown}",
-                    "Look at these volumes: blank, saturated, or of another intensity scale.")]
+    return [
+        Finding(
+            "far_brightness",
+            "warning",
+            f"{len(far)} volumes have a {column} voxel value more than {ROBUST_Z:g} robust standard deviations "
+            "from the median.",
+            f"median {centre:.4g}, robust standard deviation {scale:.3g}; farthest: {shown}",
+            "Look at these volumes: blank, saturated, or of another intensity scale.",
+        )
+    ]

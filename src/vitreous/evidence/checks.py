@@ -35,13 +35,16 @@ def find_collapsed(
             findings.append(_collapsed_finding(name, by_seed, collapsed))
         if flat:
             widest = max(_spread(by_seed[k]) for k in flat)
-            findings.append(Finding(
-                "flat_scores", "warning",
-                f"{name} gives almost the same probabilities to all {len(by_seed[0].y_true_N)} test participants"
-                f"{_in_seeds(len(flat), len(by_seed))}: its decisions hang on rounding.",
-                f"no class probability varies by more than {widest:.1e}",
-                "Look at the training curves; try higher learning rates.",
-            ))
+            findings.append(
+                Finding(
+                    "flat_scores",
+                    "warning",
+                    f"{name} gives almost the same probabilities to all {len(by_seed[0].y_true_N)} test participants"
+                    f"{_in_seeds(len(flat), len(by_seed))}: its decisions hang on rounding.",
+                    f"no class probability varies by more than {widest:.1e}",
+                    "Look at the training curves; try higher learning rates.",
+                )
+            )
     return findings
 
 
@@ -54,13 +57,16 @@ def find_flawless(rows: Mapping[str, _Seeds]) -> list[Finding]:
     for name, by_seed in rows.items():
         count = len(np.unique(by_seed[0].patient_id_N))
         if count and all(np.array_equal(one.y_pred_N, one.y_true_N) for one in by_seed):
-            findings.append(Finding(
-                "no_errors", "warning",
-                f"{name} makes no error on {count} test patients: its interval has no width and must not be taken at "
-                f"its word; an error rate of up to {min(1.0, 3 / count):.1%} is compatible with this.",
-                f"{count} of {count} correct in each of {len(by_seed)} seeds",
-                "Look for a leak between train and test, or for a label that can be read off the image.",
-            ))
+            findings.append(
+                Finding(
+                    "no_errors",
+                    "warning",
+                    f"{name} makes no error on {count} test patients: its interval has no width and must not be taken "
+                    f"at its word; an error rate of up to {min(1.0, 3 / count):.1%} is compatible with this.",
+                    f"{count} of {count} correct in each of {len(by_seed)} seeds",
+                    "Look for a leak between train and test, or for a label that can be read off the image.",
+                )
+            )
     return findings
 
 
@@ -72,19 +78,25 @@ def find_identical(rows: Mapping[str, Sequence[Predictions]]) -> list[Finding]:
     findings = []
     groups = group_identical(rows)
     for group in groups:
-        findings.append(Finding(
-            "identical_predictions", "warning",
-            f"{_listed(group)} have identical predictions: nothing can be said about what differs between them.",
-            f"the probabilities of all {len(rows[group[0]][0].y_true_N)} test participants agree "
-            f"within {SAME_PROBABILITY:g}",
-            "Check that the checkpoints differ (weights_hash in the receipts) and that each was loaded.",
-        ))
+        findings.append(
+            Finding(
+                "identical_predictions",
+                "warning",
+                f"{_listed(group)} have identical predictions: nothing can be said about what differs between them.",
+                f"the probabilities of all {len(rows[group[0]][0].y_true_N)} test participants agree "
+                f"within {SAME_PROBABILITY:g}",
+                "Check that the checkpoints differ (weights_hash in the receipts) and that each was loaded.",
+            )
+        )
     for group in group_same_decisions(rows):
-        findings.append(Finding(
-            "same_decisions", "info",
-            f"{_listed(group)} predict the same class for every test participant; only their probabilities differ.",
-            f"{len(rows[group[0]][0].y_true_N)} equal decisions",
-        ))
+        findings.append(
+            Finding(
+                "same_decisions",
+                "info",
+                f"{_listed(group)} predict the same class for every test participant; only their probabilities differ.",
+                f"{len(rows[group[0]][0].y_true_N)} equal decisions",
+            )
+        )
     return findings
 
 
@@ -118,7 +130,8 @@ def _collapsed_finding(name: str, by_seed: Sequence[Predictions], collapsed: Map
     rows = len(by_seed[0].y_true_N)
     spread = max(_spread(by_seed[k]) for k in collapsed)
     return Finding(
-        "collapsed", "warning",
+        "collapsed",
+        "warning",
         f"{name} predicts {predicted} for all {rows} test participants{_in_seeds(len(collapsed), len(by_seed))}: "
         "a collapsed head, no finding about the checkpoint.",
         f"{rows} of {rows} predictions are one class; class probabilities vary by at most {spread:.2g}",

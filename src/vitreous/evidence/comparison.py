@@ -150,10 +150,12 @@ def compare_with_best(
     num_patients = len(np.unique(next(iter(rows.values()))[0].patient_id_N))
     defined = {name: number for name, number in value.items() if not isinstance(number, Undefined)}
     ordered = sorted(defined, key=lambda name: -defined[name])  # stable: the first on a tie
-    pairs = _adjusted({
-        (a, b): _difference(value[a], value[b], resampled[a], resampled[b], level, num_patients)
-        for a, b in combinations(rows, 2)
-    })
+    pairs = _adjusted(
+        {
+            (a, b): _difference(value[a], value[b], resampled[a], resampled[b], level, num_patients)
+            for a, b in combinations(rows, 2)
+        }
+    )
     unlettered = Comparison(metric, alpha, value, ordered[0] if ordered else None, {}, {}, pairs)
     apart = {frozenset((a, b)) for a, b in combinations(ordered, 2) if unlettered.is_better(a, b)}
     letters = dict.fromkeys(rows, "") | compact_letters(ordered, apart)

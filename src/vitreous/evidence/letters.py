@@ -29,9 +29,7 @@ def compact_letters(ordered: Sequence[str], apart: Collection[frozenset[str]]) -
         distinct = list(dict.fromkeys(split))
         groups = [group for group in distinct if not any(group < other for other in distinct)]
     groups.sort(key=sorted)
-    return {
-        row: "".join(_letter(g) for g, group in enumerate(groups) if position[row] in group) for row in ordered
-    }
+    return {row: "".join(_letter(g) for g, group in enumerate(groups) if position[row] in group) for row in ordered}
 
 
 def _letter(group: int) -> str:

@@ -196,7 +196,10 @@ def confusion_matrix(y_true_N: IntArray, y_pred_N: IntArray, num_classes: int) -
 
 
 def tally(
-    y_true_N: IntArray, probs_NC: FloatArray, weights_RN: npt.NDArray[np.generic] | None = None, *,
+    y_true_N: IntArray,
+    probs_NC: FloatArray,
+    weights_RN: npt.NDArray[np.generic] | None = None,
+    *,
     with_auroc: bool = True,
 ) -> Tally:
     """Sum the weights of all resamples; without weights, of the cohort itself (R = 1).
@@ -228,16 +231,13 @@ def tally(
         weights_NR = np.ascontiguousarray(weights_RN[start : start + step].T, dtype=np.float64)
         confusion.append(_weighted_confusion(y_true_N, y_pred_N, num_classes, weights_NR))
         if with_auroc:
-            areas.append(np.stack([_weighted_auroc(y_true_N == c, probs_NC[:, c], weights_NR)
-                                   for c in range(num_classes)]))
-    return Tally(
-        np.concatenate(confusion, axis=-1), np.concatenate(areas, axis=-1) if with_auroc else None, present_C
-    )
+            areas.append(
+                np.stack([_weighted_auroc(y_true_N == c, probs_NC[:, c], weights_NR) for c in range(num_classes)])
+            )
+    return Tally(np.concatenate(confusion, axis=-1), np.concatenate(areas, axis=-1) if with_auroc else None, present_C)
 
 
-def score_predictions(
-    y_true_N: IntArray, probs_NC: FloatArray, classes: Sequence[str]
-) -> dict[str, float | Undefined]:
+def score_predictions(y_true_N: IntArray, probs_NC: FloatArray, classes: Sequence[str]) -> dict[str, float | Undefined]:
     """Every metric of :func:`metric_names`, in [0, 1], or the reason why it has no value.
 
     >>> scores = score_predictions(np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), ("a", "b"))
@@ -254,9 +254,7 @@ def score_predictions(
     for c, name in enumerate(classes):
         for kind, class_metric in CLASS_METRICS.items():
             value = float(per_class[kind][c])
-            result[f"{kind}_{name}"] = (
-                Undefined(class_metric.reason(cohort, classes, c)) if np.isnan(value) else value
-            )
+            result[f"{kind}_{name}"] = Undefined(class_metric.reason(cohort, classes, c)) if np.isnan(value) else value
     return result
 
 

@@ -21,8 +21,8 @@ from vitreous.core.progress import Advance, no_progress
 from vitreous.encoders.encoder import Encoder
 from vitreous.features.pooling import pool_tokens
 from vitreous.features.store import EncodedFile, FeatureStore
-from vitreous.inputs.preprocessing import preprocess_volume
 from vitreous.inputs.description import volume_statistics
+from vitreous.inputs.preprocessing import preprocess_volume
 from vitreous.inputs.volume import Volume
 
 
@@ -126,8 +126,13 @@ class _ShardWriter:
             if np.isfinite(features_D).all():
                 self.rows[row] = EncodedFile(before.file_id, features_D, before.statistics)
             else:
-                self.rows[row] = EncodedFile(before.file_id, None, before.statistics, "NonFiniteFeatures",
-                                             f"encoder {self.task.name} gave NaN or infinite features for this file")
+                self.rows[row] = EncodedFile(
+                    before.file_id,
+                    None,
+                    before.statistics,
+                    "NonFiniteFeatures",
+                    f"encoder {self.task.name} gave NaN or infinite features for this file",
+                )
         self.waiting = []
 
 
@@ -178,8 +183,12 @@ def encode_missing(
     return summary
 
 
-def _prepare(request: Request, path: Path | StorageError, specs: Sequence[InputSpec],
-             load_volume: Callable[[Request, Path], Volume]) -> _Prepared:
+def _prepare(
+    request: Request,
+    path: Path | StorageError,
+    specs: Sequence[InputSpec],
+    load_volume: Callable[[Request, Path], Volume],
+) -> _Prepared:
     if isinstance(path, StorageError):
         return _Prepared(request, {}, {}, unreachable=path)
     distinct = {_spec_key(spec): spec for spec in specs}

@@ -54,11 +54,16 @@ class FeatureSpace:
     def describe(self) -> dict[str, Any]:
         """Plain values, as written to ``space.json``."""
         return {
-            "weights_hash": self.weights_hash, "encoder_options": dict(self.encoder_options),
-            "spec": self.spec.model_dump(mode="json"), "pooling": self.pooling,
-            "grid": list(self.grid) if self.grid else None, "precision": self.precision, "dtype": self.dtype,
+            "weights_hash": self.weights_hash,
+            "encoder_options": dict(self.encoder_options),
+            "spec": self.spec.model_dump(mode="json"),
+            "pooling": self.pooling,
+            "grid": list(self.grid) if self.grid else None,
+            "precision": self.precision,
+            "dtype": self.dtype,
             "versions": dict(self.versions),
-            "declared": dict(self.declared), "schema_version": SCHEMA_VERSION,
+            "declared": dict(self.declared),
+            "schema_version": SCHEMA_VERSION,
         }
 
     @property
@@ -133,12 +138,14 @@ class FeatureStore:
             if not rows:
                 continue
             features_ND = self._features(table)
-            statistics, exceptions, messages = (table[name].to_pylist() for name in
-                                                ("statistics", "exception", "message"))
+            statistics, exceptions, messages = (
+                table[name].to_pylist() for name in ("statistics", "exception", "message")
+            )
             for row in rows:
                 features_D = None if exceptions[row] else features_ND[row]
                 found[ids[row]] = EncodedFile(
-                    ids[row], features_D, json.loads(statistics[row]), exceptions[row], messages[row])
+                    ids[row], features_D, json.loads(statistics[row]), exceptions[row], messages[row]
+                )
         return [found.get(file_id) for file_id in file_ids]
 
     def remove_partial(self) -> None:
@@ -156,15 +163,20 @@ class FeatureStore:
             if row.features_D is not None:
                 features_ND[index] = row.features_D
         stored = _to_bf16_bits(features_ND) if self.space.dtype == "bf16" else features_ND
-        column = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), width) if width else \
-            pa.array([[]] * len(rows), pa.list_(pa.float32()))
-        table = pa.table({
-            "file_id": [row.file_id for row in rows],
-            "exception": [row.exception for row in rows],
-            "message": [row.message for row in rows],
-            "statistics": [json.dumps(dict(row.statistics), sort_keys=True) for row in rows],
-            "features": column,
-        })
+        column = (
+            pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), width)
+            if width
+            else pa.array([[]] * len(rows), pa.list_(pa.float32()))
+        )
+        table = pa.table(
+            {
+                "file_id": [row.file_id for row in rows],
+                "exception": [row.exception for row in rows],
+                "message": [row.message for row in rows],
+                "statistics": [json.dumps(dict(row.statistics), sort_keys=True) for row in rows],
+                "features": column,
+            }
+        )
         metadata = {"schema_version": str(SCHEMA_VERSION), "features_dtype": self.space.dtype, "width": str(width)}
         return table.replace_schema_metadata(metadata)
 
@@ -190,5 +202,7 @@ def _read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: this shard of the feature store cannot be read ({error}). Remove the file; "
-                        "its features are encoded again on the next run.") from error
+        raise UserError(
+            f"{path}: this shard of the feature store cannot be read ({error}). Remove the file; "
+            "its features are encoded again on the next run."
+        ) from error

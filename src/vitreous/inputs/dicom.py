@@ -56,11 +56,7 @@ def decode_dicom(path: Path, *, declared: DeclaredAxes, max_bytes: int, is_headl
         "bits_stored": layout.bits_stored,
         "is_signed": int(layout.is_signed),
         "frame_order": geometry.order_source,
-        "spacing_source": geometry.spacing_source
-        if geometry.spacing_mm
-        else "study"
-        if spacing_mm
-        else "none",
+        "spacing_source": geometry.spacing_source if geometry.spacing_mm else "study" if spacing_mm else "none",
         "warnings": "; ".join([*messages, *geometry.notes]),
     }
     return checked_volume(voxels_DHW, spacing_mm, facts)
@@ -87,7 +83,5 @@ def _place_frames(
             slice_HW[...] = exact_HW
         num_frames += 1
     if num_frames != layout.num_frames:
-        raise InputError(
-            f"the DICOM header declares {layout.num_frames} frames, its pixel data holds {num_frames}."
-        )
+        raise InputError(f"the DICOM header declares {layout.num_frames} frames, its pixel data holds {num_frames}.")
     return voxels_DHW

@@ -48,8 +48,7 @@ class FrameGroups:
         per_frame = elements.get("PerFrameFunctionalGroupsSequence") or []
         if len(per_frame) not in (0, num_frames):
             raise InputError(
-                f"the DICOM header declares {num_frames} frames and describes {len(per_frame)} in its "
-                "per-frame groups."
+                f"the DICOM header declares {num_frames} frames and describes {len(per_frame)} in its per-frame groups."
             )
         self.num_frames = num_frames
         self._top = elements
@@ -78,9 +77,7 @@ class FrameGroups:
             return None
         lengths = np.abs(np.array([np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in values]))
         if not np.allclose(lengths, lengths[0], rtol=1e-3, atol=0.0):
-            raise InputError(
-                f"the frames differ in {keyword}: from {lengths.min():g} to {lengths.max():g} mm."
-            )
+            raise InputError(f"the frames differ in {keyword}: from {lengths.min():g} to {lengths.max():g} mm.")
         return tuple(float(length) for length in lengths[0]) if all(map(is_length, lengths[0])) else None
 
 
@@ -158,15 +155,9 @@ def frame_geometry(groups: FrameGroups) -> FrameGeometry:
         )
     rank = np.empty(groups.num_frames, dtype=np.int64)
     rank[order] = np.arange(groups.num_frames)
-    slice_mm, slice_source = _slice_distance(
-        groups, None if places_mm is None else np.diff(places_mm[order]), notes
-    )
+    slice_mm, slice_source = _slice_distance(groups, None if places_mm is None else np.diff(places_mm[order]), notes)
     in_plane = groups.common_length("PixelMeasuresSequence", "PixelSpacing")
-    spacing = (
-        (slice_mm, *in_plane)
-        if slice_mm is not None and in_plane is not None and len(in_plane) == 2
-        else None
-    )
+    spacing = (slice_mm, *in_plane) if slice_mm is not None and in_plane is not None and len(in_plane) == 2 else None
     return FrameGeometry(tuple(rank.tolist()), source, spacing, slice_source, tuple(notes))
 
 
@@ -182,9 +173,7 @@ def _slice_distance(
     if measured is not None and steps_mm is not None:
         if np.abs(steps_mm - measured).max() <= _UNEVEN * measured:
             return measured, "frame positions"
-        notes.append(
-            f"slice distances are uneven, {steps_mm.min():g} to {steps_mm.max():g} mm: no spacing is taken"
-        )
+        notes.append(f"slice distances are uneven, {steps_mm.min():g} to {steps_mm.max():g} mm: no spacing is taken")
         return None, "none"
     thickness = groups.common_length("PixelMeasuresSequence", "SliceThickness")
     return (None, "none") if thickness is None else (thickness[0], "SliceThickness")
@@ -202,9 +191,7 @@ def _plane_positions(groups: FrameGroups, notes: list[str]) -> npt.NDArray[np.fl
         if not np.all(np.isfinite(origins_N3)) or not np.all(np.isfinite(normals_N3)):
             raise InputError("a frame's position or orientation in the DICOM file is not finite.")
         if not np.allclose(np.linalg.norm(normals_N3, axis=1), 1.0, atol=_PARALLEL):
-            raise InputError(
-                "a frame's orientation in the DICOM file is not two perpendicular directions of length 1."
-            )
+            raise InputError("a frame's orientation in the DICOM file is not two perpendicular directions of length 1.")
         normal = normals_N3[0] / np.linalg.norm(normals_N3[0])
         if np.linalg.norm(np.cross(normals_N3, normal), axis=1).max() > _PARALLEL:
             notes.append("the planes of the frames are not parallel: frames are kept as stored")
@@ -228,9 +215,7 @@ def _scan_line_positions(groups: FrameGroups, notes: list[str]) -> npt.NDArray[n
     lines = groups.own("OphthalmicFrameLocationSequence", "ReferenceCoordinates")
     if any(line is None or len(line) != 4 for line in lines):
         return None
-    ends_N22 = np.asarray(lines, dtype=np.float64).reshape(
-        groups.num_frames, 2, 2
-    )  # (start, end) of (row, column)
+    ends_N22 = np.asarray(lines, dtype=np.float64).reshape(groups.num_frames, 2, 2)  # (start, end) of (row, column)
     along_N2 = ends_N22[:, 1] - ends_N22[:, 0]
     lengths_N = np.linalg.norm(along_N2, axis=1)
     if not np.all(np.isfinite(ends_N22)) or lengths_N.min() <= 0:

@@ -35,9 +35,7 @@ _KEYWORDS = (
 )  # fmt: skip
 _TAGS: list[BaseTag | int] = [Tag(tag_for_keyword(keyword) or 0) for keyword in _KEYWORDS]
 _PIXEL_TAGS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
-_PIXEL_TAG_BYTES = tuple(
-    struct.pack(order, 0x7FE0, tag & 0xFFFF) for order in ("<HH", ">HH") for tag in _PIXEL_TAGS
-)
+_PIXEL_TAG_BYTES = tuple(struct.pack(order, 0x7FE0, tag & 0xFFFF) for order in ("<HH", ">HH") for tag in _PIXEL_TAGS)
 _PREAMBLE_BYTES = 132
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
@@ -113,9 +111,7 @@ def _read_headless(data: bytes) -> DicomHeader:
     """A dataset without preamble: taken for DICOM only if it parses as an image with its own kind stated."""
     try:
         header = _read_dataset(data, is_forced=True)
-        is_image = all(
-            keyword in header.elements for keyword in ("SOPClassUID", "Rows", "Columns", "BitsAllocated")
-        )
+        is_image = all(keyword in header.elements for keyword in ("SOPClassUID", "Rows", "Columns", "BitsAllocated"))
     except (*DAMAGE, InputError):
         is_image = False
     if not is_image:
@@ -151,8 +147,7 @@ def _refuse_without_pixels(elements: Dataset, data: bytes, position: int) -> Non
     kept = [elements.get_item(tag) for tag in elements._dict]
     if not kept:
         raise InputError(
-            "the DICOM file holds no image: none of its elements describes one (it may be a DICOMDIR, or "
-            "cut short)."
+            "the DICOM file holds no image: none of its elements describes one (it may be a DICOMDIR, or cut short)."
         )
     if position > len(data) or any(_is_cut(element) for element in kept):
         raise InputError("the DICOM file is truncated: it ends inside its header, before any pixel data.")

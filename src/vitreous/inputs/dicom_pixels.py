@@ -133,9 +133,7 @@ def pixel_layout(header: DicomHeader) -> PixelLayout:
     allocated = _integer(elements, "BitsAllocated")
     stored = _integer(elements, "BitsStored", default=allocated)
     if allocated not in (1, 8, 16, 32, 64) or not 1 <= stored <= allocated:
-        raise InputError(
-            f"the DICOM header declares {stored} bits stored in {allocated} allocated, which cannot be."
-        )
+        raise InputError(f"the DICOM header declares {stored} bits stored in {allocated} allocated, which cannot be.")
     high_bit = _integer(elements, "HighBit", default=stored - 1)
     if high_bit != stored - 1:
         raise InputError(
@@ -165,9 +163,7 @@ def read_pixel_element(header: DicomHeader) -> PixelElement:
     if length == _UNDEFINED_LENGTH:
         return PixelElement(keyword, name, memoryview(data)[start : _end_of_fragments(data, start)], True)
     if start + length > len(data):
-        raise InputError(
-            f"the DICOM pixel data is truncated: {len(data) - start:,} of {length:,} bytes are there."
-        )
+        raise InputError(f"the DICOM pixel data is truncated: {len(data) - start:,} of {length:,} bytes are there.")
     return PixelElement(keyword, name, memoryview(data)[start : start + length], False)
 
 
@@ -182,9 +178,7 @@ def iterate_frames(
     """
     syntax = header.transfer_syntax
     if layout.photometric == "MONOCHROME1" and element.keyword != "PixelData":
-        raise InputError(
-            "the DICOM image is MONOCHROME1 with floating-point values, which have no range to invert in."
-        )
+        raise InputError("the DICOM image is MONOCHROME1 with floating-point values, which have no range to invert in.")
     options: dict[str, Any] = {
         "rows": layout.rows, "columns": layout.columns, "number_of_frames": layout.num_frames,
         "samples_per_pixel": 1,
@@ -194,25 +188,19 @@ def iterate_frames(
     }  # fmt: skip
     if syntax in _NATIVE:
         if element.is_encapsulated:
-            raise InputError(
-                f"the DICOM pixel data is in fragments, yet the transfer syntax is {syntax.name}."
-            )
+            raise InputError(f"the DICOM pixel data is in fragments, yet the transfer syntax is {syntax.name}.")
         _check_native_length(element, layout)
         decoded = get_decoder(syntax).iter_array(element.value, raw=True, validate=False, **options)
     else:
         plugin = _decoding_plugin(syntax, layout)
         if not element.is_encapsulated:
-            raise InputError(
-                f"the DICOM pixel data is not in fragments, yet the transfer syntax is {syntax.name}."
-            )
+            raise InputError(f"the DICOM pixel data is not in fragments, yet the transfer syntax is {syntax.name}.")
         encoded = bytes(element.value)
         table = _extended_offsets(header)
         _check_encoded_frames(encoded, layout, syntax, table)
         if table is not None:
             options["extended_offsets"] = table
-        decoded = get_decoder(syntax).iter_array(
-            encoded, raw=True, validate=False, decoding_plugin=plugin, **options
-        )
+        decoded = get_decoder(syntax).iter_array(encoded, raw=True, validate=False, decoding_plugin=plugin, **options)
     for frame_HW, _ in decoded:
         yield frame_HW
 
@@ -235,15 +223,12 @@ def _decoding_plugin(syntax: UID, layout: PixelLayout) -> str:
 
 
 def _check_native_length(element: PixelElement, layout: PixelLayout) -> None:
-    bits = {"PixelData": layout.bits_allocated, "FloatPixelData": 32, "DoubleFloatPixelData": 64}[
-        element.keyword
-    ]
+    bits = {"PixelData": layout.bits_allocated, "FloatPixelData": 32, "DoubleFloatPixelData": 64}[element.keyword]
     bits_per_frame = layout.rows * layout.columns * bits
     expected, actual = -(-layout.num_frames * bits_per_frame // 8), len(element.value)
     if actual < expected:
         raise InputError(
-            f"the DICOM pixel data is truncated: {actual:,} bytes for the {expected:,} that the header "
-            "declares."
+            f"the DICOM pixel data is truncated: {actual:,} bytes for the {expected:,} that the header declares."
         )
     # a pad byte or some rest is harmless; a whole frame more is not what the header claims
     if (actual - expected) * 8 >= max(bits_per_frame, 16):
@@ -259,17 +244,14 @@ def _check_encoded_frames(
 ) -> None:
     """A compressed frame states its own size, which a decoder would allocate: it must be the header's."""
     num_frames = 0
-    for frame in generate_frames(
-        encoded, number_of_frames=layout.num_frames, extended_offsets=extended_offsets
-    ):
+    for frame in generate_frames(encoded, number_of_frames=layout.num_frames, extended_offsets=extended_offsets):
         num_frames += 1
         if syntax == RLELossless or num_frames > layout.num_frames:
             continue
         size = _j2k_size(frame) if syntax in JPEG2000TransferSyntaxes else _jpeg_size(frame)
         if size is None:
             raise InputError(
-                f"frame {num_frames} of the DICOM pixel data is not what the transfer syntax {syntax.name} "
-                "claims."
+                f"frame {num_frames} of the DICOM pixel data is not what the transfer syntax {syntax.name} claims."
             )
         if size != (layout.rows, layout.columns, 1):
             raise InputError(
@@ -278,9 +260,7 @@ def _check_encoded_frames(
                 f"components; the header says {layout.rows} rows, {layout.columns} columns and 1."
             )
     if num_frames != layout.num_frames:
-        raise InputError(
-            f"the DICOM header declares {layout.num_frames} frames, its pixel data holds {num_frames}."
-        )
+        raise InputError(f"the DICOM header declares {layout.num_frames} frames, its pixel data holds {num_frames}.")
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:

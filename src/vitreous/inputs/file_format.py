@@ -61,13 +61,10 @@ def recognise_format(path: Path) -> FileFormat:
     if not head:
         raise InputError("the file is empty (0 bytes).")
     found = _format_of(path, head)
-    suffix = next(
-        (s for s in sorted(_PROMISES, key=len, reverse=True) if path.name.lower().endswith(s)), None
-    )
+    suffix = next((s for s in sorted(_PROMISES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
     if suffix is not None and found not in _PROMISES[suffix]:
         raise InputError(
-            f"the file is not what it claims: its name ends in {suffix}, its content is "
-            f"{found or _describe(head)}."
+            f"the file is not what it claims: its name ends in {suffix}, its content is {found or _describe(head)}."
         )
     if found is None:
         raise InputError(
@@ -93,15 +90,11 @@ def _format_of(path: Path, head: bytes) -> FileFormat | None:
 
 def _is_nifti(head: bytes) -> bool:
     if head[_NIFTI1_MAGIC] == b"ni1\x00":
-        raise InputError(
-            "the content is the header of a two-file NIfTI (.hdr, .img); convert it to one .nii file."
-        )
+        raise InputError("the content is the header of a two-file NIfTI (.hdr, .img); convert it to one .nii file.")
     if head[_NIFTI1_MAGIC] == b"n+1\x00" or head[_NIFTI2_MAGIC] == b"n+2\x00\r\n\x1a\n":
         return True
     if head[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c") and len(head) >= _NIFTI1_MAGIC.stop:
-        raise InputError(
-            "the content is an Analyze 7.5 header, which states no orientation; convert it to NIfTI."
-        )
+        raise InputError("the content is an Analyze 7.5 header, which states no orientation; convert it to NIfTI.")
     return False
 
 
@@ -110,9 +103,7 @@ def _inflated_head(path: Path) -> bytes:
         with gzip.open(path) as file:
             return file.read(_HEAD_BYTES)
     except (EOFError, OSError, zlib.error):
-        raise InputError(
-            "the gzip stream is damaged or truncated: its first kilobyte cannot be inflated."
-        ) from None
+        raise InputError("the gzip stream is damaged or truncated: its first kilobyte cannot be inflated.") from None
 
 
 def _holds_npy_members(path: Path) -> bool:
@@ -122,9 +113,7 @@ def _holds_npy_members(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(".npy") for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        raise InputError(
-            "the ZIP archive (NPZ) is damaged or truncated: its directory cannot be read."
-        ) from None
+        raise InputError("the ZIP archive (NPZ) is damaged or truncated: its directory cannot be read.") from None
 
 
 def _starts_like_a_dataset(head: bytes) -> bool:

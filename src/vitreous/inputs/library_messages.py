@@ -114,9 +114,7 @@ def _uninstall() -> None:
 
 
 def _has_filter(category: type[Warning]) -> bool:
-    return bool(warnings.filters) and any(
-        _is_ours(entry) and entry[2] is category for entry in warnings.filters[:2]
-    )
+    return bool(warnings.filters) and any(_is_ours(entry) and entry[2] is category for entry in warnings.filters[:2])
 
 
 def _is_ours(entry: tuple[object, ...]) -> bool:

@@ -56,9 +56,7 @@ def decode_nifti(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volum
             with gzip.open(path) if _is_gzipped(path) else path.open("rb") as file:
                 header = _read_header(file, messages)
                 stored_IJK = _read_values(file, header, max_bytes)
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # what overflows is refused with the whole volume
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused with the whole volume
                 values_IJK = _rescaled(stored_IJK, header)
                 voxels_DHW, axes_source, order = _oriented(values_IJK, header, declared)
                 spacing_mm, spacing_source = _spacing(header, order, declared)
@@ -112,9 +110,7 @@ def _read_values(file: Any, header: Any, max_bytes: int) -> npt.NDArray[np.gener
     shape = tuple(int(length) for length in header.get_data_shape())
     dtype = header.get_data_dtype()
     if dtype.kind not in _NUMERIC_KINDS or dtype.itemsize > 8:
-        raise InputError(
-            f"the NIfTI file holds values of type {dtype}; a volume needs one real number per voxel."
-        )
+        raise InputError(f"the NIfTI file holds values of type {dtype}; a volume needs one real number per voxel.")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 3:
@@ -131,9 +127,7 @@ def _read_values(file: Any, header: Any, max_bytes: int) -> npt.NDArray[np.gener
     file.seek(offset)
     data = file.read(num_bytes)
     if len(data) < num_bytes:
-        raise InputError(
-            f"the NIfTI file is truncated: {len(data):,} of {num_bytes:,} bytes of values are there."
-        )
+        raise InputError(f"the NIfTI file is truncated: {len(data):,} of {num_bytes:,} bytes of values are there.")
     file.read(1)  # the end of a gzip stream is where its checksum is compared
     return np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
 

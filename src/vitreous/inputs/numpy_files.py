@@ -61,9 +61,7 @@ def decode_only_array(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> 
     arrays = NpzArrays(path, declared, max_bytes=max_bytes)
     if len(arrays.names) != 1:
         shown = ", ".join(arrays.names[:_MAX_NAMES_SHOWN])
-        raise InputError(
-            f"the NPZ file holds {len(arrays.names)} arrays ({shown}); say which one is the volume."
-        )
+        raise InputError(f"the NPZ file holds {len(arrays.names)} arrays ({shown}); say which one is the volume.")
     return arrays.volume(arrays.names[0])
 
 
@@ -122,13 +120,10 @@ class NpzArrays:
         else:
             if array.ndim != 4:
                 raise InputError(
-                    f"the array {name} has the shape {array.shape}; a stack of volumes has four axes (N "
-                    "and D, H, W)."
+                    f"the array {name} has the shape {array.shape}; a stack of volumes has four axes (N and D, H, W)."
                 )
             if index >= len(array):
-                raise InputError(
-                    f"the array {name} holds {len(array)} volumes; there is none with index {index}."
-                )
+                raise InputError(f"the array {name} holds {len(array)} volumes; there is none with index {index}.")
             voxels = array[index]
         facts: Facts = {"format": "NPZ", "array": name, "index": index, "warnings": "; ".join(messages)}
         check_declared_size(voxels.shape, bytes_per_value=voxels.itemsize, max_bytes=self._max_bytes)
@@ -186,18 +181,14 @@ class _Member:
 
     @staticmethod
     def _damaged(error: Exception) -> InputError:
-        return InputError(
-            f"an array of the NPZ file is damaged, truncated or encrypted ({type(error).__name__})."
-        )
+        return InputError(f"an array of the NPZ file is damaged, truncated or encrypted ({type(error).__name__}).")
 
 
 def _read_npy_header(file: IO[bytes] | _Member) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     """Shape, type and order of an array, without its values; objects, which could run code, are refused."""
     try:
         version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-            version
-        )
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read is None:
             raise InputError(f"the NPY header has version {version[0]}.{version[1]}; 1.0 and 2.0 are read.")
         shape, is_fortran, dtype = read(file)
@@ -240,6 +231,4 @@ def _declared_volume(array: npt.NDArray[np.generic], declared: DeclaredAxes, fac
     if voxels_DHW.base is not None or voxels_DHW is array:
         voxels_DHW = voxels_DHW.copy()  # a stack stays in memory; a volume must not be a window into it
     sources: Facts = {"axes_source": "study", "spacing_source": "study" if declared.spacing_mm else "none"}
-    return checked_volume(
-        voxels_DHW, declared.spacing_mm, {**facts, "stored_type": str(array.dtype), **sources}
-    )
+    return checked_volume(voxels_DHW, declared.spacing_mm, {**facts, "stored_type": str(array.dtype), **sources})

@@ -109,9 +109,7 @@ def _resample(
     """Interpolate along one axis after the other, only at the points that are kept."""
     grids = [
         _axis_grid(num_in, num_out, target / spacing, is_nearest=spec.interpolation == "nearest")
-        for num_in, num_out, target, spacing in zip(
-            voxels_DHW.shape, spec.size, target_mm, spacing_mm, strict=True
-        )
+        for num_in, num_out, target, spacing in zip(voxels_DHW.shape, spec.size, target_mm, spacing_mm, strict=True)
     ]
     values = voxels_DHW
     # the axis that shrinks most goes first, so that the later ones have less to do
@@ -138,9 +136,7 @@ def _normalise(values_DHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
         case ZScore():
             mean, std = mean_and_std(values_DHW.numpy())
             if std <= 0:
-                raise InputError(
-                    "the volume is constant after the resize: it has no standard deviation to divide by."
-                )
+                raise InputError("the volume is constant after the resize: it has no standard deviation to divide by.")
             normalised_DHW = values_DHW.sub_(mean).div_(std)
         case PercentileMinMaxGamma():
             low, high = _percentiles(values_DHW.numpy(), kind.lower_percentile, kind.upper_percentile)

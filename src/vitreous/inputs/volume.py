@@ -69,9 +69,7 @@ class DeclaredAxes:
         if self.spacing_mm is not None and not (
             len(self.spacing_mm) == 3 and all(is_length(v) for v in self.spacing_mm)
         ):
-            problems.append(
-                f"data.spacing_mm must be three positive lengths along D, H, W; got {self.spacing_mm!r}."
-            )
+            problems.append(f"data.spacing_mm must be three positive lengths along D, H, W; got {self.spacing_mm!r}.")
         if problems:
             raise ConfigError(problems)
 
@@ -164,13 +162,10 @@ def checked_volume(voxels_DHW: npt.NDArray[np.float32], spacing_mm: Spacing | No
     if not np.isfinite(low) or not np.isfinite(high):
         num_nan, num_infinite = int(np.isnan(voxels_DHW).sum()), int(np.isinf(voxels_DHW).sum())
         raise InputError(
-            f"{num_nan} of {voxels_DHW.size} voxels are NaN and {num_infinite} infinite; a volume needs "
-            "finite values."
+            f"{num_nan} of {voxels_DHW.size} voxels are NaN and {num_infinite} infinite; a volume needs finite values."
         )
     if low == high:
-        raise InputError(
-            f"all {voxels_DHW.size} voxels have the same value {low:g}: the volume is of one colour."
-        )
+        raise InputError(f"all {voxels_DHW.size} voxels have the same value {low:g}: the volume is of one colour.")
     return Volume(voxels_DHW, spacing_mm, facts)
 
 

@@ -40,9 +40,7 @@ def draw_order(seed: int, epoch: int, num_rows: int) -> npt.NDArray[np.int64]:
     return numpy_stream(seed, "probe", "order", epoch).permutation(num_rows)
 
 
-def draw_dropout(
-    seed: int, epoch: int, step: int, layer: int, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def draw_dropout(seed: int, epoch: int, step: int, layer: int, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Uniform numbers in [0, 1), shape (B, H). Single precision whatever the training's: masks then agree."""
     return numpy_stream(seed, "probe", "dropout", epoch, step, layer).random(shape, dtype=np.float32)
 

@@ -41,14 +41,10 @@ def class_weight_vector(
         if policy == "balanced":
             balanced_C: npt.NDArray[np.float64] = counts_C.sum() / (num_classes * counts_C.astype(np.float64))
             return balanced_C
-        raise ValueError(
-            f"class_weights must be 'none', 'balanced' or {num_classes} numbers; got {policy!r}."
-        )
+        raise ValueError(f"class_weights must be 'none', 'balanced' or {num_classes} numbers; got {policy!r}.")
     given_C = np.asarray(policy, dtype=np.float64)
     if given_C.shape != (num_classes,):
-        raise ValueError(
-            f"class_weights must hold one number for each of {num_classes} classes; got {list(policy)}."
-        )
+        raise ValueError(f"class_weights must hold one number for each of {num_classes} classes; got {list(policy)}.")
     if not (np.isfinite(given_C) & (given_C > 0)).all():
         raise ValueError(
             f"class_weights must be positive and finite; got {list(policy)}. "
@@ -66,8 +62,7 @@ def count_participants(y_of_train_patients: npt.NDArray[np.int64], num_classes: 
     y = np.asarray(y_of_train_patients)
     if len(y) and (y.min() < 0 or y.max() >= num_classes):
         raise SampleError(
-            f"train: labels must lie in 0…{num_classes - 1}; got {int(y.min())}…{int(y.max())}. "
-            "Check `classes`."
+            f"train: labels must lie in 0…{num_classes - 1}; got {int(y.min())}…{int(y.max())}. Check `classes`."
         )
     counts_C = np.bincount(y, minlength=num_classes).astype(np.int64)
     if empty := np.flatnonzero(counts_C == 0).tolist():

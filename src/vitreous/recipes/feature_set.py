@@ -36,9 +36,7 @@ class FeatureSet:
 
     def __post_init__(self) -> None:
         if self.features_ND.ndim != 2:
-            raise ValueError(
-                f"features must have the axes (rows, features); got the shape {self.features_ND.shape}."
-            )
+            raise ValueError(f"features must have the axes (rows, features); got the shape {self.features_ND.shape}.")
         lengths = {"y": len(self.y_N), "patient_id": len(self.patient_id_N), "weight": len(self.weight_N)}
         if wrong := {name: length for name, length in lengths.items() if length != len(self.features_ND)}:
             raise ValueError(f"features have {len(self.features_ND)} rows, but {wrong}.")
@@ -105,9 +103,7 @@ def _check_rows(split: str, rows: FeatureSet, num_classes: int) -> None:
         raise ValueError(f"{split}: rows have no features.")
     low, high = int(rows.y_N.min()), int(rows.y_N.max())
     if low < 0 or high >= num_classes:
-        raise SampleError(
-            f"{split}: labels must lie in 0…{num_classes - 1}; got {low}…{high}. Check `classes`."
-        )
+        raise SampleError(f"{split}: labels must lie in 0…{num_classes - 1}; got {low}…{high}. Check `classes`.")
     num_broken = int((~np.isfinite(rows.features_ND)).any(axis=1).sum())
     if num_broken:
         raise SampleError(

@@ -33,9 +33,7 @@ FLOOR_CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _MOST_CATEGORIES = 50
 
 
-def majority_logits(
-    y_of_train_patients: npt.NDArray[np.int64], num_classes: int, num_rows: int
-) -> FloatArray:
+def majority_logits(y_of_train_patients: npt.NDArray[np.int64], num_classes: int, num_rows: int) -> FloatArray:
     """The logarithm of each class's share of training participants, the same for every row, shape (N, C).
 
     Raises:
@@ -118,9 +116,7 @@ class ColumnEncoding:
 
     def count_unseen(self, table: pd.DataFrame) -> dict[str, int]:
         """Rows per categorical column whose value training never saw; columns without any are left out."""
-        unseen = {
-            c: int((~np.isin(_text_values(table[c]), values)).sum()) for c, values in self.categories.items()
-        }
+        unseen = {c: int((~np.isin(_text_values(table[c]), values)).sum()) for c, values in self.categories.items()}
         return {column: count for column, count in unseen.items() if count}
 
 
@@ -156,9 +152,7 @@ def fit_column_encoding(table: pd.DataFrame, columns: Sequence[str]) -> ColumnEn
     for column in columns:
         series = table[column]
         if series.isna().all():
-            raise SampleError(
-                f"column {column!r} has no value in the training rows; leave it out of the floor."
-            )
+            raise SampleError(f"column {column!r} has no value in the training rows; leave it out of the floor.")
         if pd.api.types.is_numeric_dtype(series):
             values_N = _numeric_values(series)
             numeric[column] = float(np.nanmean(values_N))
@@ -193,9 +187,7 @@ def fit_columns_floor(
         SampleError: see :func:`fit_column_encoding`; or `columns` names the label or the patient.
     """
     if forbidden := {"y", "patient_id", "weight", "split"} & set(columns):
-        raise SampleError(
-            f"the floor of columns may not use {sorted(forbidden)}; name columns such as site or age."
-        )
+        raise SampleError(f"the floor of columns may not use {sorted(forbidden)}; name columns such as site or age.")
     encoding = fit_column_encoding(train_table, columns)
     train, val = _feature_set(train_table, encoding), _feature_set(val_table, encoding)
     reference = fit_logistic_floor(train, val, num_classes=num_classes, class_weights=class_weights, Cs=Cs)

@@ -70,9 +70,7 @@ def build_rows(
     weight_QN = class_weight_QC[:, rows.y_N] * rows.weight_N
     share_NC = np.eye(class_weight_QC.shape[1])[rows.y_N] * rows.weight_N[:, None]
     share_NC /= share_NC.sum(axis=0)
-    floats = (
-        torch.from_numpy(values).to(device=device, dtype=dtype) for values in (x_ND, weight_QN, share_NC)
-    )
+    floats = (torch.from_numpy(values).to(device=device, dtype=dtype) for values in (x_ND, weight_QN, share_NC))
     x, weight, share = floats
     y_N = torch.from_numpy(np.asarray(rows.y_N, dtype=np.int64)).to(device)
     return TrainingRows(x, y_N, weight, share)
@@ -166,9 +164,7 @@ class GridProgram:
         for member_idx, outcome in enumerate(outcomes):
             if outcome.diverged_epoch is None:
                 outcome.best_epoch = int(stopping.best_epoch_K[member_idx])
-                outcome.tensors = {
-                    name: value[member_idx].cpu().numpy() for name, value in self._best.items()
-                }
+                outcome.tensors = {name: value[member_idx].cpu().numpy() for name, value in self._best.items()}
         return outcomes
 
     def _train_epoch(self, epoch: int) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -241,9 +237,7 @@ class GridProgram:
 
     def _uniform(self, seed: int, epoch: int, step: int, layer: int, width: int, rows: int) -> Tensor:
         """Compared in float64 with the dropout, as a member trained alone would."""
-        return (
-            torch.from_numpy(draw_dropout(seed, epoch, step, layer, (rows, width))).to(self._device).double()
-        )
+        return torch.from_numpy(draw_dropout(seed, epoch, step, layer, (rows, width))).to(self._device).double()
 
     @torch.no_grad()
     def _judge_val(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -281,9 +275,7 @@ class GridProgram:
         members = [self._members[member_idx] for member_idx in active]
         is_full_batch = len(self._bounds) == 1
         self._seeds = sorted({member.seed for member in members})
-        self._seed_K = torch.tensor(
-            [self._seeds.index(member.seed) for member in members], device=self._device
-        )
+        self._seed_K = torch.tensor([self._seeds.index(member.seed) for member in members], device=self._device)
         self._policy_K = self._policy_A[torch.from_numpy(active).to(self._device)]
         self._dropout_K = torch.tensor([m.dropout for m in members], dtype=torch.float64, device=self._device)
         keys = (group_key(member, is_full_batch=is_full_batch) for member in members)

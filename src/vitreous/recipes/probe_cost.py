@@ -67,9 +67,7 @@ def estimate_probe_flops(members: Sequence[ProbeMember], settings: ProbeSettings
     """
     total = 0
     for member in members:
-        weights = [
-            wide * narrow for wide, narrow in pairwise(_widths(member, size.num_features, size.num_classes))
-        ]
+        weights = [wide * narrow for wide, narrow in pairwise(_widths(member, size.num_features, size.num_classes))]
         train = 2 * size.num_train * (3 * sum(weights) - weights[0])
         total += settings.epochs * (train + 2 * size.num_val * sum(weights))
     return total
@@ -107,9 +105,7 @@ def _member_bytes(member: ProbeMember, settings: ProbeSettings, size: GridSize) 
     rows_at_once = max(_largest_batch(settings, size), min(size.num_val, VAL_ROWS))
     units = sum(member.hidden) + size.num_classes
     parameters = _COPIES_OF_PARAMETERS * num_parameters(member, size.num_features, size.num_classes)
-    activations = (
-        _COPIES_OF_UNITS * units * rows_at_once + size.num_classes * size.num_val + 3 * size.num_train
-    )
+    activations = _COPIES_OF_UNITS * units * rows_at_once + size.num_classes * size.num_val + 3 * size.num_train
     return size.bytes_per_number * (parameters + activations)
 
 

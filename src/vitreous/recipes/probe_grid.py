@@ -65,9 +65,7 @@ def fit_probe_grid(
     class_weight_QC = np.stack([class_weight_vector(policy, y_P, num_classes) for policy in policies])
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
     place = torch.device(device)
-    train_rows = build_rows(
-        train, standardiser.apply(train.features_ND), class_weight_QC, dtype=dtype, device=place
-    )
+    train_rows = build_rows(train, standardiser.apply(train.features_ND), class_weight_QC, dtype=dtype, device=place)
     val_x_ND = standardiser.apply(val.features_ND)
     val_rows = build_rows(val, val_x_ND, class_weight_QC, dtype=dtype, device=place)
     scorer = PatientScorer(val, num_classes)
@@ -76,23 +74,17 @@ def fit_probe_grid(
     is_full_batch = len(batch_bounds(len(train.y_N), settings.batch_size)) == 1
     outcomes: dict[int, Outcome] = {}
     for part in parts:
-        positions = sorted(
-            part, key=lambda position: group_key(members[position], is_full_batch=is_full_batch)
-        )
+        positions = sorted(part, key=lambda position: group_key(members[position], is_full_batch=is_full_batch))
         together = [members[position] for position in positions]
         policy_idx = [policies.index(member.class_weights) for member in together]
-        program = GridProgram(
-            train_rows, val_rows, scorer, together, policy_idx, settings, num_classes=num_classes
-        )
+        program = GridProgram(train_rows, val_rows, scorer, together, policy_idx, settings, num_classes=num_classes)
         outcomes |= dict(zip(positions, program.run(progress), strict=True))
     fitted = []
     for position, member in enumerate(members):
         outcome = outcomes[position]
         if outcome.diverged_epoch is None:
             logits_NC = head_logits(outcome.tensors, val_x_ND)
-            val_score: float | Undefined = float(
-                scorer.balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0]
-            )
+            val_score: float | Undefined = float(scorer.balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0])
             tensors = standardiser.tensors() | outcome.tensors
         else:
             val_score, tensors = Undefined(f"training diverged in epoch {outcome.diverged_epoch}"), {}
@@ -108,9 +100,7 @@ def _check_members(members: Sequence[ProbeMember], settings: ProbeSettings) -> N
     if not members:
         raise ValueError("the grid has no members.")
     if repeated := len(members) - len(set(members)):
-        raise ValueError(
-            f"{repeated} of {len(members)} members repeat another; leave repeated values out of the grid."
-        )
+        raise ValueError(f"{repeated} of {len(members)} members repeat another; leave repeated values out of the grid.")
     if settings.batch_size == 1 and any(member.batch_norm for member in members):
         raise ValueError("batch_norm cannot learn from batches of one row; raise batch_size.")
 

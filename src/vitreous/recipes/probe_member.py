@@ -49,9 +49,7 @@ class ProbeMember:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden widths must be at least 1; got {self.hidden}.")
         if self.batch_norm and not self.hidden:
-            raise ValueError(
-                "batch_norm needs a hidden layer; a linear head has none. Set `hidden` or leave it out."
-            )
+            raise ValueError("batch_norm needs a hidden layer; a linear head has none. Set `hidden` or leave it out.")
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,9 @@ class ProbeSettings:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, or None for all rows; got {self.batch_size}.")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(
-                f"warmup_epochs must lie in 0…{self.epochs - 1} (epochs − 1); got {self.warmup_epochs}."
-            )
+            raise ValueError(f"warmup_epochs must lie in 0…{self.epochs - 1} (epochs − 1); got {self.warmup_epochs}.")
         if self.patience is not None and self.patience < 1:
-            raise ValueError(
-                f"patience must be at least 1, or None for no early stopping; got {self.patience}."
-            )
+            raise ValueError(f"patience must be at least 1, or None for no early stopping; got {self.patience}.")
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
             raise ValueError(f"min_delta must be at least 0; got {self.min_delta}.")
         if not 0 <= self.label_smoothing < 1:
@@ -147,7 +141,5 @@ class FittedProbe:
             UserError: the member diverged, so there is nothing to predict with.
         """
         if self.diverged_epoch is not None:
-            raise UserError(
-                f"{self.member} diverged in epoch {self.diverged_epoch}; lower its learning_rate."
-            )
+            raise UserError(f"{self.member} diverged in epoch {self.diverged_epoch}; lower its learning_rate.")
         return probe_logits(self.tensors, features_ND)

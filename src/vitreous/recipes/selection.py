@@ -111,9 +111,7 @@ def select_member(fitted: Sequence[Fitted], scores: Sequence[float | Undefined])
     chosen, rest = ranked[0], ranked[1:]
     best = max(chosen.member_idx, key=lambda position: (_number(scores[position]), -fitted[position].seed))
     margin = (
-        _number(chosen.mean_score) - _number(rest[0].mean_score)
-        if rest
-        else Undefined("the grid has a single setting")
+        _number(chosen.mean_score) - _number(rest[0].mean_score) if rest else Undefined("the grid has a single setting")
     )
     return Selection(
         chosen.settings, seeds, chosen.member_idx, best, _number(chosen.mean_score), margin,
@@ -132,9 +130,7 @@ def _gather_settings(fitted: Sequence[Fitted], scores: Sequence[float | Undefine
         same.sort(key=lambda position: fitted[position].seed)
         of_seeds = tuple(scores[position] for position in same)
         mean: float | Undefined
-        if diverged := [
-            fitted[position].seed for position in same if fitted[position].diverged_epoch is not None
-        ]:
+        if diverged := [fitted[position].seed for position in same if fitted[position].diverged_epoch is not None]:
             mean = Undefined(f"training diverged with the seeds {diverged}")
         elif undefined := [score for score in of_seeds if isinstance(score, Undefined)]:
             mean = undefined[0]

@@ -133,9 +133,7 @@ class StackedHeads:
         if f"norms.{layer}.weight" not in self.parameters:
             return z_KHB
         norm = {part: self.parameters[f"norms.{layer}.{part}"].flatten() for part in ("weight", "bias")}
-        mean, var = (
-            self.buffers[f"norms.{layer}.{part}"].view(-1) for part in ("running_mean", "running_var")
-        )
+        mean, var = (self.buffers[f"norms.{layer}.{part}"].view(-1) for part in ("running_mean", "running_var"))
         # (1, K·H, B): to batch_norm, each unit of each member is a channel
         result_1JB = F.batch_norm(
             z_KHB.flatten(0, 1)[None],

@@ -37,8 +37,7 @@ class Standardiser:
         """
         if features_ND.ndim != 2 or features_ND.shape[1] != len(self.mean_D):
             raise ValueError(
-                f"features must have the shape (rows, {len(self.mean_D)}), as in training; "
-                f"got {features_ND.shape}."
+                f"features must have the shape (rows, {len(self.mean_D)}), as in training; got {features_ND.shape}."
             )
         result: FloatArray = (np.asarray(features_ND, dtype=np.float64) - self.mean_D) / self.std_D
         return result
@@ -58,7 +57,5 @@ def fit_standardiser(features_ND: npt.NDArray[Any], weight_N: FloatArray) -> Sta
     share_N = weight_N / weight_N.sum()
     mean_D = share_N @ features_ND
     std_D = np.sqrt(share_N @ (features_ND - mean_D) ** 2)
-    constant_D = (std_D <= _ROUNDING_SHARE * np.abs(mean_D)) | (
-        features_ND.max(axis=0) == features_ND.min(axis=0)
-    )
+    constant_D = (std_D <= _ROUNDING_SHARE * np.abs(mean_D)) | (features_ND.max(axis=0) == features_ND.min(axis=0))
     return Standardiser(mean_D, np.where(constant_D, 1.0, std_D), int(constant_D.sum()))

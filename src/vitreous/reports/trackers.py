@@ -41,9 +41,7 @@ class TrackedRow:
     curves: Mapping[str, Sequence[tuple[int, float]]]
 
 
-def log_run(
-    kind: TrackerKind, run_dir: Path, leaderboard: Leaderboard, curves: Sequence[TrainingCurves] = ()
-) -> Path:
+def log_run(kind: TrackerKind, run_dir: Path, leaderboard: Leaderboard, curves: Sequence[TrainingCurves] = ()) -> Path:
     """Write every row of the leaderboard as a run of its own, below ``trackers/<kind>`` of the run directory.
 
     Returns:

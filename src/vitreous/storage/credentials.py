@@ -119,7 +119,7 @@ def _profile_provider(profile: Mapping[str, str], environment: Mapping[str, str]
         if source := next((name for name in _OTHER_SOURCES if name in profile), None):
             raise LocationError(
                 f"the AWS profile {environment.get('AWS_PROFILE') or 'default'!r} finds its keys by {source}, which "
-                f"is not supported here. Run: eval \"$(aws configure export-credentials --format env)\""
+                f'is not supported here. Run: eval "$(aws configure export-credentials --format env)"'
             )
         return None
 

@@ -72,9 +72,7 @@ def refusal_of(error: Exception, location: Location, endpoint: str | None) -> Lo
             f"{location}: there is no bucket {location.bucket!r}{at} ({answer}). Check the name{server}."
         )
     if isinstance(error, FileNotFoundError) or answer.status == 404:
-        return MissingObjectError(
-            f"{location}: there is no such object{at} ({answer}). Check bucket and key{server}."
-        )
+        return MissingObjectError(f"{location}: there is no such object{at} ({answer}). Check bucket and key{server}.")
     if answer.code in _WRONG_REGION or answer.status in (301, 307) or "configured region" in str(error):
         return LocationError(
             f"{location}: the bucket lies in another region ({answer}). Set s3.region or AWS_REGION to its region."

@@ -28,16 +28,21 @@ def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeat
     with replacing(directory.root / "counts.csv") as aside:
         count_participants(data.cohort).to_csv(aside, index=False)
     fates = manifest["fate"].value_counts()
-    write_json(directory.root / "account.json", {
-        "rows": len(manifest),
-        "encoded": int(fates.get("encoded", 0)),
-        "quarantined": int(fates.get("quarantined", 0)),
-        "excluded": int(fates.get("excluded", 0)),
-        "excluded_by_rule": {rule: int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
-        "patients_without_files": len(data.cohort.patients_without_files),
-        "patients_without_usable_volume": _patients_lost(data, features),
-        "findings": [vars(finding) for finding in data.cohort.findings],
-    })
+    write_json(
+        directory.root / "account.json",
+        {
+            "rows": len(manifest),
+            "encoded": int(fates.get("encoded", 0)),
+            "quarantined": int(fates.get("quarantined", 0)),
+            "excluded": int(fates.get("excluded", 0)),
+            "excluded_by_rule": {
+                rule: int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()
+            },
+            "patients_without_files": len(data.cohort.patients_without_files),
+            "patients_without_usable_volume": _patients_lost(data, features),
+            "findings": [vars(finding) for finding in data.cohort.findings],
+        },
+    )
 
 
 def count_participants(cohort: Cohort) -> pd.DataFrame:
@@ -54,11 +59,14 @@ def count_participants(cohort: Cohort) -> pd.DataFrame:
 
 def _manifest(data: OpenedData, features: StudyFeatures) -> pd.DataFrame:
     samples = data.cohort.samples
-    encoded = samples.loc[samples["sample_id"].isin(features.samples["sample_id"]), _KEPT].assign(fate="encoded", why="")
+    encoded = samples.loc[samples["sample_id"].isin(features.samples["sample_id"]), _KEPT].assign(
+        fate="encoded", why=""
+    )
     statistics = features.statistics.reset_index(drop=True).add_prefix("volume_")
     encoded = pd.concat([encoded.reset_index(drop=True), statistics], axis=1)
     quarantined = samples.loc[samples["sample_id"].isin(features.quarantined["sample_id"]), _KEPT].assign(
-        fate="quarantined", why=features.quarantined["message"].to_numpy())
+        fate="quarantined", why=features.quarantined["message"].to_numpy()
+    )
     excluded = data.cohort.excluded.assign(fate="excluded", why=data.cohort.excluded["rule"])
     excluded = excluded[["sample_id", "patient_id", "relative", "fate", "why"]]
     parts = [part for part in (encoded, quarantined, excluded) if len(part)]

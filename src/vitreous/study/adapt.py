@@ -56,7 +56,8 @@ def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder]) -> list[Row]
     """Every encoder with every recipe, then the floors without an encoder."""
     rows = [
         Row(opened.name, name, recipe, config.seeds if is_seeded(recipe) else config.seeds[:1])
-        for opened in encoders for name, recipe in config.recipes.items()
+        for opened in encoders
+        for name, recipe in config.recipes.items()
     ]
     if "majority" in config.floors:
         rows.append(Row(FLOOR, MAJORITY, None, config.seeds[:1]))
@@ -69,8 +70,12 @@ def is_seeded(recipe: Recipe) -> bool:
 
 
 def adapt_all(
-    config: StudyConfig, directory: RunDirectory, rows: Sequence[Row], partitions: Sequence[Partition],
-    features: StudyFeatures, models: Mapping[str, Mapping[str, Any]],
+    config: StudyConfig,
+    directory: RunDirectory,
+    rows: Sequence[Row],
+    partitions: Sequence[Partition],
+    features: StudyFeatures,
+    models: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Fit whatever is not finished yet.
 
@@ -86,15 +91,27 @@ def adapt_all(
 
 
 def _adapt(
-    config: StudyConfig, directory: RunDirectory, row: Row, partition: Partition, features: StudyFeatures,
+    config: StudyConfig,
+    directory: RunDirectory,
+    row: Row,
+    partition: Partition,
+    features: StudyFeatures,
     model: Mapping[str, Any],
 ) -> None:
     recipe = {} if row.recipe is None else row.recipe.model_dump(mode="json")
     seen = partition.split_N != "test"
-    unit = fingerprint({
-        "version": TRAINING_VERSION, "model": dict(model), "recipe": recipe, "seeds": list(row.seeds),
-        "metric": config.metric, "samples": features.samples["sample_id"].to_numpy()[seen].tolist(),
-        "split": partition.split_N[seen].tolist(), "y": partition.y_N[seen].tolist()})
+    unit = fingerprint(
+        {
+            "version": TRAINING_VERSION,
+            "model": dict(model),
+            "recipe": recipe,
+            "seeds": list(row.seeds),
+            "metric": config.metric,
+            "samples": features.samples["sample_id"].to_numpy()[seen].tolist(),
+            "split": partition.split_N[seen].tolist(),
+            "y": partition.y_N[seen].tolist(),
+        }
+    )
     folders = {seed: directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for seed in row.seeds}
     if all(is_finished(folder, unit) for folder in folders.values()):
         return
@@ -122,8 +139,9 @@ def _fit(row: Row, train: FeatureSet, val: FeatureSet, num_classes: int) -> Sequ
         case None:
             return [fit_majority(train, val, num_classes=num_classes)]
         case LinearProbe() | MlpProbe() as probe:
-            return fit_probe_grid(train, val, grid_members(probe, row.seeds), probe_settings(probe),
-                                  num_classes=num_classes)
+            return fit_probe_grid(
+                train, val, grid_members(probe, row.seeds), probe_settings(probe), num_classes=num_classes
+            )
         case LogisticRegression(C=Cs, class_weights=class_weights):
             return fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
         case Knn(k=ks, distance=distance):
@@ -134,8 +152,13 @@ def _fit(row: Row, train: FeatureSet, val: FeatureSet, num_classes: int) -> Sequ
 def grid_members(probe: LinearProbe | MlpProbe, seeds: Sequence[int]) -> list[ProbeMember]:
     """Every combination of the axes under `grid` with every seed; an axis left out takes the recipe's own value."""
     grid = probe.grid
-    axes = itertools.product(grid.lr or (probe.lr,), grid.weight_decay or (probe.weight_decay,),
-                             grid.dropout or (probe.dropout,), grid.class_weights or (probe.class_weights,), seeds)
+    axes = itertools.product(
+        grid.lr or (probe.lr,),
+        grid.weight_decay or (probe.weight_decay,),
+        grid.dropout or (probe.dropout,),
+        grid.class_weights or (probe.class_weights,),
+        seeds,
+    )
     hidden, batch_norm = (probe.hidden, probe.batch_norm) if isinstance(probe, MlpProbe) else ((), False)
     return [
         ProbeMember(lr, weight_decay, dropout, seed, class_weights, hidden, batch_norm)
@@ -146,13 +169,18 @@ def grid_members(probe: LinearProbe | MlpProbe, seeds: Sequence[int]) -> list[Pr
 def probe_settings(probe: LinearProbe | MlpProbe) -> ProbeSettings:
     """How all members of a recipe's grid are trained."""
     return ProbeSettings(
-        epochs=probe.epochs, batch_size=None if probe.batch_size == "full" else probe.batch_size,
-        warmup_epochs=probe.warmup_epochs, patience=probe.patience, min_delta=probe.min_delta,
-        label_smoothing=probe.label_smoothing)
+        epochs=probe.epochs,
+        batch_size=None if probe.batch_size == "full" else probe.batch_size,
+        warmup_epochs=probe.warmup_epochs,
+        patience=probe.patience,
+        min_delta=probe.min_delta,
+        label_smoothing=probe.label_smoothing,
+    )
 
 
-def _predict(one: FittedProbe | FittedReference, val: FeatureSet, val_ids: npt.NDArray[np.str_],
-             classes: tuple[str, ...]) -> Predictions | None:
+def _predict(
+    one: FittedProbe | FittedReference, val: FeatureSet, val_ids: npt.NDArray[np.str_], classes: tuple[str, ...]
+) -> Predictions | None:
     if one.diverged_epoch is not None:
         return None
     return Predictions(val_ids, val.patient_id_N, val.y_N, one.predict_logits(val.features_ND), classes)
@@ -166,22 +194,41 @@ def score_on_val(predictions: Predictions | None, metric: str) -> float | Undefi
     return score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)[metric]
 
 
-def _write_selection(folder: Path, fitted: Sequence[FittedProbe | FittedReference],
-                     scores: Sequence[float | Undefined], chosen: Selection) -> None:
+def _write_selection(
+    folder: Path,
+    fitted: Sequence[FittedProbe | FittedReference],
+    scores: Sequence[float | Undefined],
+    chosen: Selection,
+) -> None:
     """``grid.csv``, every member with its val score, and ``selection.json``, what was chosen and how clearly."""
-    table = pd.DataFrame([
-        {**{name: str(value) if isinstance(value, tuple) else value for name, value in one.settings.items()},
-         "seed": one.seed, "best_epoch": one.best_epoch, "diverged_epoch": one.diverged_epoch,
-         "val_score": None if isinstance(score, Undefined) else score, "chosen": index in chosen.member_idx}
-        for index, (one, score) in enumerate(zip(fitted, scores, strict=True))
-    ])
+    table = pd.DataFrame(
+        [
+            {
+                **{name: str(value) if isinstance(value, tuple) else value for name, value in one.settings.items()},
+                "seed": one.seed,
+                "best_epoch": one.best_epoch,
+                "diverged_epoch": one.diverged_epoch,
+                "val_score": None if isinstance(score, Undefined) else score,
+                "chosen": index in chosen.member_idx,
+            }
+            for index, (one, score) in enumerate(zip(fitted, scores, strict=True))
+        ]
+    )
     with replacing(folder / "grid.csv") as aside:
         table.to_csv(aside, index=False)
-    write_json(folder / "selection.json", {
-        "setting": chosen.settings, "mean_val_score": chosen.mean_score, "num_settings": len(chosen.ranking),
-        "margin": None if isinstance(chosen.margin, Undefined) else chosen.margin, "runner_up": chosen.runner_up,
-        "num_diverged": chosen.num_diverged, "findings": [vars(finding) for finding in chosen.findings],
-        "best_seed": fitted[chosen.best_member_idx].seed})
+    write_json(
+        folder / "selection.json",
+        {
+            "setting": chosen.settings,
+            "mean_val_score": chosen.mean_score,
+            "num_settings": len(chosen.ranking),
+            "margin": None if isinstance(chosen.margin, Undefined) else chosen.margin,
+            "runner_up": chosen.runner_up,
+            "num_diverged": chosen.num_diverged,
+            "findings": [vars(finding) for finding in chosen.findings],
+            "best_seed": fitted[chosen.best_member_idx].seed,
+        },
+    )
 
 
 def _number(score: float | Undefined) -> float:

@@ -161,7 +161,17 @@ def _open_participants(
     else:
         split = {str(name): fetch(location) for name, location in data.split.items()}
     return load_participants(
-        fetch(data.table), label=data.label, classes=data.classes, split=split,
-        manifest=None if data.manifest is None else fetch(data.manifest), listing=listing, pattern=data.pattern,
-        patient=data.patient, where=data.where, volumes=data.volumes, domains=data.domains, table_name=data.table,
-        manifest_name=data.manifest)
+        fetch(data.table),
+        label=data.label,
+        classes=data.classes,
+        split=split,
+        manifest=None if data.manifest is None else fetch(data.manifest),
+        listing=listing,
+        pattern=data.pattern,
+        patient=data.patient,
+        where=data.where,
+        volumes=data.volumes,
+        domains=data.domains,
+        table_name=data.table,
+        manifest_name=data.manifest,
+    )

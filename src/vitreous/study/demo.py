@@ -40,8 +40,11 @@ def run_demo(out: Path) -> None:
 def demo_overrides(out: Path) -> list[str]:
     """The packaged study with its places below `out`."""
     places = {
-        "data.table": out / "cohort" / "participants.tsv", "data.files": out / "cohort",
-        "data.manifest": out / "cohort" / "manifest.tsv", "runs": out / "runs", "store": out / "features",
+        "data.table": out / "cohort" / "participants.tsv",
+        "data.files": out / "cohort",
+        "data.manifest": out / "cohort" / "manifest.tsv",
+        "runs": out / "runs",
+        "store": out / "features",
         "cache.dir": out / "files",
     }
     places |= {f"encoders.{name}.checkpoint": out / "checkpoints" / f"{name}.safetensors" for name in _CHECKPOINTS}

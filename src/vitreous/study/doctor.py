@@ -42,8 +42,12 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
     import torch
 
     runtime = resolve_runtime(config)
-    yield Finding("device", "info", f"Computing on {runtime.device} in {runtime.precision}.",
-                  f"torch {torch.__version__}, {torch.get_num_threads()} threads, {runtime.workers} decoding threads")
+    yield Finding(
+        "device",
+        "info",
+        f"Computing on {runtime.device} in {runtime.precision}.",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {runtime.workers} decoding threads",
+    )
     try:
         data = open_data(config, keep_listing=False)
     except UserError as error:
@@ -51,8 +55,9 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
         return
     samples = data.cohort.samples
     yield Finding("reachable", "info", f"{data.store.root} answers.", f"{len(data.infos)} files")
-    yield Finding("labels", "info", f"Labels of {samples['patient_id'].nunique()} participants are parsed.",
-                  _label_counts(data))
+    yield Finding(
+        "labels", "info", f"Labels of {samples['patient_id'].nunique()} participants are parsed.", _label_counts(data)
+    )
     yield from data.cohort.findings
     yield _resolve_some(data)
     try:
@@ -62,8 +67,12 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
         return
     for opened in encoders:
         receipt = opened.encoder.receipt
-        yield Finding("receipt", "info", f"{opened.name}: {receipt.tensors_matched} of {receipt.tensors_total} tensors.",
-                      f"weights {opened.encoder.weights_hash[:12]}")
+        yield Finding(
+            "receipt",
+            "info",
+            f"{opened.name}: {receipt.tensors_matched} of {receipt.tensors_total} tensors.",
+            f"weights {opened.encoder.weights_hash[:12]}",
+        )
     partition = make_partitions(data.cohort, config.folds)[0]
     volumes: dict[str, Volume] = {}
     yield from _survey(data, partition, volumes)
@@ -75,8 +84,10 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
 
 def _label_counts(data: OpenedData) -> str:
     counts = data.cohort.count_by(["split", "class"])
-    return ", ".join(f"{split} {name} {patients}" for split, name, patients in
-                     zip(counts["split"], counts["class"], counts["patients"], strict=True))
+    return ", ".join(
+        f"{split} {name} {patients}"
+        for split, name, patients in zip(counts["split"], counts["class"], counts["patients"], strict=True)
+    )
 
 
 def _resolve_some(data: OpenedData) -> Finding:
@@ -90,9 +101,16 @@ def _resolve_some(data: OpenedData) -> Finding:
         except (StorageError, UserError) as error:
             missing.append(str(error))
     if missing:
-        return Finding("keys", "error", f"{len(missing)} of {len(firsts)} participants' files cannot be fetched.",
-                       missing[0], "Check `files`, `pattern` or the manifest; refresh with data.refresh_listing=true.")
-    return Finding("keys", "info", f"Files of {len(firsts)} participants are there.", f"e.g. {firsts['relative'].iloc[0]}")
+        return Finding(
+            "keys",
+            "error",
+            f"{len(missing)} of {len(firsts)} participants' files cannot be fetched.",
+            missing[0],
+            "Check `files`, `pattern` or the manifest; refresh with data.refresh_listing=true.",
+        )
+    return Finding(
+        "keys", "info", f"Files of {len(firsts)} participants are there.", f"e.g. {firsts['relative'].iloc[0]}"
+    )
 
 
 def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) -> Iterator[Finding]:
@@ -101,8 +119,10 @@ def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) 
     spread = np.unique(np.linspace(0, len(samples) - 1, _SURVEYED).astype(int))
     wanted = sorted({*spread.tolist(), *_eight_rows(data, partition)})
     chosen = samples.iloc[wanted]
-    requests = [Request(data.file_ids[sample_id], relative, int(item)) for sample_id, relative, item in
-                zip(chosen["sample_id"], chosen["relative"], chosen["item"], strict=True)]
+    requests = [
+        Request(data.file_ids[sample_id], relative, int(item))
+        for sample_id, relative, item in zip(chosen["sample_id"], chosen["relative"], chosen["item"], strict=True)
+    ]
     failures, rows = [], {}
     for sample_id, (request, path) in zip(chosen["sample_id"], data.stage(requests), strict=True):
         if isinstance(path, StorageError):
@@ -115,8 +135,13 @@ def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) 
             continue
         rows[sample_id] = volume_statistics(volumes[sample_id])
     if failures:
-        yield Finding("decode", "warning" if volumes else "error", f"{len(failures)} of {len(requests)} files cannot be used.", failures[0],
-                      "Such files are quarantined; more than data.max_quarantined stops a run.")
+        yield Finding(
+            "decode",
+            "warning" if volumes else "error",
+            f"{len(failures)} of {len(requests)} files cannot be used.",
+            failures[0],
+            "Such files are quarantined; more than data.max_quarantined stops a run.",
+        )
     if not volumes:
         return
     statistics = pd.DataFrame.from_dict(rows, orient="index")
@@ -136,8 +161,14 @@ def _eight_rows(data: OpenedData, partition: Partition) -> list[int]:
     return [int(row) for row in train.sort_values(["turn", "y"])["row"].head(wanted)]
 
 
-def _try_encoder(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder, partition: Partition,
-                 volumes: dict[str, Volume]) -> Iterator[Finding]:
+def _try_encoder(
+    config: StudyConfig,
+    runtime: Runtime,
+    data: OpenedData,
+    opened: OpenedEncoder,
+    partition: Partition,
+    volumes: dict[str, Volume],
+) -> Iterator[Finding]:
     """One volume through preprocessing and encoder, then the small probe."""
     import torch
 
@@ -149,19 +180,33 @@ def _try_encoder(config: StudyConfig, runtime: Runtime, data: OpenedData, opened
         try:
             tensor_CDHW = preprocess_volume(volume, opened.encoder.spec)
         except InputError as error:
-            yield Finding("preprocess", "error", f"{opened.name} cannot use a volume of this cohort.", str(error),
-                          f"Set data.spacing_mm, or encoders.{opened.name}.input.")
+            yield Finding(
+                "preprocess",
+                "error",
+                f"{opened.name} cannot use a volume of this cohort.",
+                str(error),
+                f"Set data.spacing_mm, or encoders.{opened.name}.input.",
+            )
             return
         with torch.inference_mode():
             tokens = opened.encoder(tensor_CDHW[None].to(runtime.torch_device))
             pooled_1D = pool_tokens(tokens.tokens_BND, tokens.grid, config.features.pooling, config.features.grid)
         if not features:
             facts = describe_volume(volume, tensor_CDHW)
-            yield Finding("one_volume", "info", f"{opened.name}: one volume through decode, preprocessing and encoder.",
-                          f"{facts} → tokens {tuple(tokens.tokens_BND.shape)} → features {tuple(pooled_1D.shape)}")
+            yield Finding(
+                "one_volume",
+                "info",
+                f"{opened.name}: one volume through decode, preprocessing and encoder.",
+                f"{facts} → tokens {tuple(tokens.tokens_BND.shape)} → features {tuple(pooled_1D.shape)}",
+            )
         if not bool(torch.isfinite(pooled_1D).all()):
-            yield Finding("nan", "error", f"{opened.name} gives NaN or infinite features.",
-                          f"sample {samples['sample_id'].iloc[row]}", "precision=fp32, or look at the input spec.")
+            yield Finding(
+                "nan",
+                "error",
+                f"{opened.name} gives NaN or infinite features.",
+                f"sample {samples['sample_id'].iloc[row]}",
+                "precision=fp32, or look at the input spec.",
+            )
             return
         features.append(pooled_1D[0].cpu().numpy())
     labels = partition.y_N[rows]
@@ -169,8 +214,12 @@ def _try_encoder(config: StudyConfig, runtime: Runtime, data: OpenedData, opened
     if len(classes) < 2:
         yield Finding("small_probe", "warning", "Too few decodable classes for the eight-sample probe.", f"{classes}")
         return
-    small = FeatureSet(np.stack(features).astype(np.float32), np.searchsorted(classes, labels),
-                       samples["patient_id"].to_numpy(np.str_)[rows], np.ones(len(rows)))
+    small = FeatureSet(
+        np.stack(features).astype(np.float32),
+        np.searchsorted(classes, labels),
+        samples["patient_id"].to_numpy(np.str_)[rows],
+        np.ones(len(rows)),
+    )
     found = find_unlearnable(small, len(classes))
     yield Finding(found.code, found.severity, f"{opened.name}: {found.title}", found.evidence, found.remedy)
 
@@ -179,25 +228,44 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
     """Look at a finished run: collapsed and identical rows, floors, choices at the edge, quarantined files."""
     config = kept_study(directory)
     account = read_account(directory)
-    yield Finding("account", "info", f"{account['rows']} rows = {account['encoded']} encoded + {account['quarantined']} "
-                  f"quarantined + {account['excluded']} excluded by rule.", str(account["excluded_by_rule"]))
+    yield Finding(
+        "account",
+        "info",
+        f"{account['rows']} rows = {account['encoded']} encoded + {account['quarantined']} "
+        f"quarantined + {account['excluded']} excluded by rule.",
+        str(account["excluded_by_rule"]),
+    )
     if account["patients_without_usable_volume"]:
-        yield Finding("lost_patients", "warning", "Some participants have no usable volume and are not scored.",
-                      str(account["patients_without_usable_volume"]), f"See {directory.data_errors}.")
+        yield Finding(
+            "lost_patients",
+            "warning",
+            "Some participants have no usable volume and are not scored.",
+            str(account["patients_without_usable_volume"]),
+            f"See {directory.data_errors}.",
+        )
     leaderboard = leaderboard_of(directory, config)
     yield from leaderboard.findings
     for row in leaderboard.rows:
         if row.not_cleared:
-            yield Finding("floor", "warning", f"{row.name} does not clear {', '.join(row.not_cleared)}.",
-                          f"letters {row.letters}", "More participants, or another encoder.")
+            yield Finding(
+                "floor",
+                "warning",
+                f"{row.name} does not clear {', '.join(row.not_cleared)}.",
+                f"letters {row.letters}",
+                "More participants, or another encoder.",
+            )
     for kept in read_kept_rows(directory):
         for fold in kept.folds:
             folder = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], fold).parent
             selection = json.loads((folder / "selection.json").read_text())
             for finding in selection["findings"]:
-                yield Finding(finding["code"], finding["severity"],
-                              f"{kept.encoder} / {kept.recipe}: {finding['title']}", finding["evidence"],
-                              finding["remedy"])
+                yield Finding(
+                    finding["code"],
+                    finding["severity"],
+                    f"{kept.encoder} / {kept.recipe}: {finding['title']}",
+                    finding["evidence"],
+                    finding["remedy"],
+                )
 
 
 def print_doctor(target: str, overrides: Sequence[str]) -> bool:

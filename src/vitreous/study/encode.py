@@ -76,15 +76,29 @@ def encode_study(
         stores[opened.name].remove_partial()
         missing = frozenset(asked) - stores[opened.name].known_files()
         if missing:
-            tasks.append(EncoderTask(opened.name, opened.encoder, stores[opened.name], missing,
-                                     runtime.batch_size_for(opened.encoder.spec)))
+            tasks.append(
+                EncoderTask(
+                    opened.name,
+                    opened.encoder,
+                    stores[opened.name],
+                    missing,
+                    runtime.batch_size_for(opened.encoder.spec),
+                )
+            )
     summary = PassSummary()
     if tasks:
         files = len(frozenset().union(*(task.missing for task in tasks)))
         with progress_bar(f"Encoding for {len(tasks)} encoders", files) as advance:
             summary = encode_missing(
-                data.requests, tasks, stage=data.stage, load_volume=data.load_volume, shard_size=SHARD_SIZE,
-                workers=runtime.workers, device=runtime.torch_device, progress=advance)
+                data.requests,
+                tasks,
+                stage=data.stage,
+                load_volume=data.load_volume,
+                shard_size=SHARD_SIZE,
+                workers=runtime.workers,
+                device=runtime.torch_device,
+                progress=advance,
+            )
     rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
     return _gather(config, data, rows, summary)
 
@@ -100,11 +114,17 @@ def _gather(
         for file_id, row in by_id.items():
             if row is not None and row.exception:
                 problems.setdefault(file_id, (row.exception, row.message))
-    lost = [file_id for name, by_id in rows.items() for file_id, row in by_id.items()
-            if row is None and file_id not in problems]
+    lost = [
+        file_id
+        for name, by_id in rows.items()
+        for file_id, row in by_id.items()
+        if row is None and file_id not in problems
+    ]
     if lost:
-        raise RunError(f"{len(lost)} files have neither features nor an error; the feature store was changed by "
-                       "another process during the run. Run the same command again.")
+        raise RunError(
+            f"{len(lost)} files have neither features nor an error; the feature store was changed by "
+            "another process during the run. Run the same command again."
+        )
     file_ids = data.file_ids.to_numpy()
     is_bad = np.array([file_id in problems for file_id in file_ids], dtype=bool)
     quarantined = samples.loc[is_bad, ["sample_id", "patient_id", "relative"]].copy()
@@ -131,7 +151,8 @@ def check_quarantined_share(bad: int, total: int, allowed: float, quarantined: p
         shown = "; ".join(f"{count}× {message}" for message, count in reasons.items())
         raise TooManyQuarantinedError(
             f"{bad} of {total} samples ({bad / total:.1%}) cannot be used, more than data.max_quarantined "
-            f"({allowed:.1%}) allows. Most frequent: {shown}. Mend the files, or raise the share by name.")
+            f"({allowed:.1%}) allows. Most frequent: {shown}. Mend the files, or raise the share by name."
+        )
 
 
 def write_data_errors(path: Path, quarantined: pd.DataFrame) -> None:
@@ -171,5 +192,7 @@ def describe_encoding(data: OpenedData, features: StudyFeatures) -> str:
     rows = len(data.cohort.samples) + len(data.cohort.excluded)
     new: dict[str, Any] = dict(features.summary.num_encoded)
     fresh = ", ".join(f"{name} {count}" for name, count in new.items()) or "nothing: all was known"
-    return (f"{rows} rows = {len(features.samples)} encoded + {len(features.quarantined)} quarantined + "
-            f"{len(data.cohort.excluded)} excluded by rule. Encoded now: {fresh}.")
+    return (
+        f"{rows} rows = {len(features.samples)} encoded + {len(features.quarantined)} quarantined + "
+        f"{len(data.cohort.excluded)} excluded by rule. Encoded now: {fresh}."
+    )

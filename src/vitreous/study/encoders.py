@@ -37,9 +37,15 @@ class OpenedEncoder:
 
     def describe(self) -> dict[str, Any]:
         """What ``receipts/<encoder>.json`` holds: the load receipt, the input spec and what the study overrides."""
-        return {**self.encoder.receipt.to_json(), "name": self.name, "weights_hash": self.encoder.weights_hash,
-                "input_spec": self.encoder.spec.model_dump(mode="json"), "overridden": list(self.overridden),
-                "options": dict(self.options), "is_floor": self.is_floor}
+        return {
+            **self.encoder.receipt.to_json(),
+            "name": self.name,
+            "weights_hash": self.encoder.weights_hash,
+            "input_spec": self.encoder.spec.model_dump(mode="json"),
+            "overridden": list(self.overridden),
+            "options": dict(self.options),
+            "is_floor": self.is_floor,
+        }
 
 
 def open_encoders(config: StudyConfig, runtime: Runtime, cache: StagingCache) -> list[OpenedEncoder]:
@@ -70,24 +76,36 @@ def _open(
         # named by the architecture, not by the encoder: renaming an encoder keeps its features
         seed = stream_seed(0, "random encoder", fingerprint(encoder.random))
         built = build_random_encoder(
-            encoder.family, architecture=encoder.random, seed=seed, spec_override=encoder.input,
-            precision=runtime.precision, device=runtime.device, **encoder.options)
+            encoder.family,
+            architecture=encoder.random,
+            seed=seed,
+            spec_override=encoder.input,
+            precision=runtime.precision,
+            device=runtime.device,
+            **encoder.options,
+        )
         source |= {"random": dict(encoder.random), "seed": seed}
     elif encoder.checkpoint is not None:
         path = fetch_file(encoder.checkpoint, s3_options(config), cache)
         built = load_encoder(
-            path, encoder.family, which=encoder.which, key_prefix=encoder.key_prefix, spec_override=encoder.input,
-            precision=runtime.precision, device=runtime.device, **encoder.options)
+            path,
+            encoder.family,
+            which=encoder.which,
+            key_prefix=encoder.key_prefix,
+            spec_override=encoder.input,
+            precision=runtime.precision,
+            device=runtime.device,
+            **encoder.options,
+        )
         source |= {"checkpoint": encoder.checkpoint, "which": encoder.which, "key_prefix": encoder.key_prefix}
     else:
         raise ConfigError("neither checkpoint nor random is given.")
-    return OpenedEncoder(name, built, source, dict(encoder.options), tuple(sorted(encoder.input)),
-                         is_floor=encoder.random is not None)
+    return OpenedEncoder(
+        name, built, source, dict(encoder.options), tuple(sorted(encoder.input)), is_floor=encoder.random is not None
+    )
 
 
-def _untrained_floors(
-    config: StudyConfig, opened: Sequence[OpenedEncoder], runtime: Runtime
-) -> list[OpenedEncoder]:
+def _untrained_floors(config: StudyConfig, opened: Sequence[OpenedEncoder], runtime: Runtime) -> list[OpenedEncoder]:
     """Random weights for each architecture that has none yet in the study, on the same input."""
     if "untrained" not in config.floors:
         return []
@@ -108,9 +126,20 @@ def _untrained_floors(
         seed = stream_seed(0, "random encoder", fingerprint(architecture))
         overrides = config.encoders[one.name].input
         built = build_random_encoder(
-            one.encoder.family, architecture=architecture, seed=seed, spec_override=overrides,
-            precision=runtime.precision, device=runtime.device, **one.options)
-        source = {"family": one.encoder.family, "options": dict(one.options), "input": dict(overrides),
-                  "random": architecture, "seed": seed}
+            one.encoder.family,
+            architecture=architecture,
+            seed=seed,
+            spec_override=overrides,
+            precision=runtime.precision,
+            device=runtime.device,
+            **one.options,
+        )
+        source = {
+            "family": one.encoder.family,
+            "options": dict(one.options),
+            "input": dict(overrides),
+            "random": architecture,
+            "seed": seed,
+        }
         floors.append(OpenedEncoder(name, built, source, one.options, one.overridden, is_floor=True))
     return floors

@@ -26,7 +26,10 @@ from vitreous.study.run_directory import RunDirectory
 
 
 def evaluate_all(
-    config: StudyConfig, directory: RunDirectory, rows: Sequence[Row], partitions: Sequence[Partition],
+    config: StudyConfig,
+    directory: RunDirectory,
+    rows: Sequence[Row],
+    partitions: Sequence[Partition],
     features: StudyFeatures,
 ) -> None:
     """Predict and score the test split with every chosen head.
@@ -37,7 +40,8 @@ def evaluate_all(
     folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
     choices = {str(folder.relative_to(directory.root)): hash_file(folder / "best.safetensors") for folder in folders}
     labels = Ledger(directory.ledger).open_test_labels(
-        [partition.cohort for partition in partitions], purpose=f"final evaluation of {len(rows)} rows", choices=choices)
+        [partition.cohort for partition in partitions], purpose=f"final evaluation of {len(rows)} rows", choices=choices
+    )
     samples = features.samples
     for (row, partition, _), folder in zip(units, folders, strict=True):
         test_rows = partition.rows("test")
@@ -45,9 +49,12 @@ def evaluate_all(
         features_ND = np.zeros((len(test_rows), 1), np.float32) if matrix_ND is None else matrix_ND[test_rows]
         ids = samples["sample_id"].to_numpy(np.str_)[test_rows]
         test = Predictions(
-            ids, samples["patient_id"].to_numpy(np.str_)[test_rows],
+            ids,
+            samples["patient_id"].to_numpy(np.str_)[test_rows],
             np.array([labels[name] for name in ids], dtype=np.int64),
-            probe_logits(read_tensors(folder), features_ND), config.data.classes)
+            probe_logits(read_tensors(folder), features_ND),
+            config.data.classes,
+        )
         _write_scores(folder, test)
 
 
@@ -58,11 +65,18 @@ def _write_scores(folder: Path, test: Predictions) -> None:
     patients.write(folder / "test_preds_patient.parquet")
     matrix_CC = confusion_matrix(patients.y_true_N, patients.y_pred_N, len(test.classes))
     write_text(folder / "confusion_matrix.svg", confusion_matrix_svg(matrix_CC.tolist(), test.classes))
-    write_json(folder / "metrics.json", {
-        "schema_version": 1, "unit": "participants", "n_val": len(val.y_true_N), "n_test": len(patients.y_true_N),
-        "val": _plain(score_predictions(val.y_true_N, val.probs_NC, val.classes)),
-        "test": _plain(score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)),
-        "test_confusion": matrix_CC.tolist()})
+    write_json(
+        folder / "metrics.json",
+        {
+            "schema_version": 1,
+            "unit": "participants",
+            "n_val": len(val.y_true_N),
+            "n_test": len(patients.y_true_N),
+            "val": _plain(score_predictions(val.y_true_N, val.probs_NC, val.classes)),
+            "test": _plain(score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)),
+            "test_confusion": matrix_CC.tolist(),
+        },
+    )
 
 
 def _plain(scores: Mapping[str, float | Undefined]) -> dict[str, Any]:

@@ -62,9 +62,19 @@ def write_head(folder: Path, head: Head, *, unit: str, model: Mapping[str, Any],
     head.val.write(folder / "val_preds.parquet")
     arrays = {name: np.ascontiguousarray(value) for name, value in sorted(head.tensors.items())}
     write_bytes(folder / "best.safetensors", save(arrays))
-    write_json(folder / "model.json", {
-        **model, "schema_version": SCHEMA_VERSION, "unit": unit, "classes": list(classes), "seed": head.seed,
-        "setting": dict(head.setting), "best_epoch": head.best_epoch, "val_score": head.val_score})
+    write_json(
+        folder / "model.json",
+        {
+            **model,
+            "schema_version": SCHEMA_VERSION,
+            "unit": unit,
+            "classes": list(classes),
+            "seed": head.seed,
+            "setting": dict(head.setting),
+            "best_epoch": head.best_epoch,
+            "val_score": head.val_score,
+        },
+    )
 
 
 def is_finished(folder: Path, unit: str) -> bool:

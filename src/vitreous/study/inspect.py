@@ -20,8 +20,15 @@ from vitreous.storage.staging import StagingCache
 _SHOWN_NAMES = 4
 
 
-def print_receipt(checkpoint: str, family: str, *, which: Literal["context", "target"], key_prefix: str | None, options: Sequence[str],
-                  as_json: bool) -> None:
+def print_receipt(
+    checkpoint: str,
+    family: str,
+    *,
+    which: Literal["context", "target"],
+    key_prefix: str | None,
+    options: Sequence[str],
+    as_json: bool,
+) -> None:
     """Load a checkpoint as `run` would and show what became of each of its tensors.
 
     Raises:
@@ -55,8 +62,11 @@ def _receipt_table(checkpoint: str, encoder: Encoder) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     share = receipt.tensors_matched / receipt.tensors_total
-    table.add_row("matched", f"{receipt.tensors_matched} of {receipt.tensors_total} tensors ({share:.0%}), "
-                             f"{receipt.bytes_matched} of {receipt.bytes_total} bytes")
+    table.add_row(
+        "matched",
+        f"{receipt.tensors_matched} of {receipt.tensors_total} tensors ({share:.0%}), "
+        f"{receipt.bytes_matched} of {receipt.bytes_total} bytes",
+    )
     table.add_row("parameters", f"{receipt.parameters / 1e6:.1f} M")
     table.add_row("encoder", receipt.which)
     for rule, names in receipt.ignored_by_rule.items():
@@ -69,7 +79,9 @@ def _receipt_table(checkpoint: str, encoder: Encoder) -> Table:
     if distances:
         farthest = max(distances, key=lambda layer: distances[layer])
         nearest = min(distances, key=lambda layer: distances[layer])
-        table.add_row("distance from random", f"{nearest} {distances[nearest]:.3f} … {farthest} {distances[farthest]:.3f}")
+        table.add_row(
+            "distance from random", f"{nearest} {distances[nearest]:.3f} … {farthest} {distances[farthest]:.3f}"
+        )
     table.add_row("file sha256", str(receipt.file_sha256))
     table.add_row("weights hash", encoder.weights_hash)
     return table

@@ -61,8 +61,12 @@ def run_multirun(study: str, overrides: Sequence[str]) -> None:
     root = Path(config.runs).expanduser() / config.name / "multirun"
     root.mkdir(parents=True, exist_ok=True)
     quiet = [
-        f"hydra.sweep.dir='{root}'", "hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra.job.chdir=false",
-        "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
+        f"hydra.sweep.dir='{root}'",
+        "hydra.sweep.subdir=.",
+        "hydra.output_subdir=null",
+        "hydra.job.chdir=false",
+        "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled",
     ]
     program = sys.argv
     try:

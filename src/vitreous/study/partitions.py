@@ -57,10 +57,14 @@ def _partition(fold: int | None, cohort: Cohort, usable: pd.Series | None) -> Pa
     return Partition(fold, cohort, samples["split"].to_numpy(np.str_), samples["y"].to_numpy(np.int64))
 
 
-def feature_set(partition: Partition, split: str, samples: pd.DataFrame,
-                features_ND: npt.NDArray[np.float32]) -> FeatureSet:
+def feature_set(
+    partition: Partition, split: str, samples: pd.DataFrame, features_ND: npt.NDArray[np.float32]
+) -> FeatureSet:
     """The rows of one split, ready for a probe."""
     rows = partition.rows(split)
     return FeatureSet(
-        features_ND[rows], partition.y_N[rows], samples["patient_id"].to_numpy(np.str_)[rows],
-        samples["weight"].to_numpy(np.float64)[rows])
+        features_ND[rows],
+        partition.y_N[rows],
+        samples["patient_id"].to_numpy(np.str_)[rows],
+        samples["weight"].to_numpy(np.float64)[rows],
+    )

@@ -100,10 +100,18 @@ def make_plan(config: StudyConfig) -> Plan:
     samples = data.cohort.samples
     locations = {info.location: info.size for info in data.infos.values()}
     return Plan(
-        count_participants(data.cohort), {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
-        data.cohort.findings, len(samples), int(samples["patient_id"].nunique()), len(locations),
-        sum(locations.values()), tuple(_plan_encoder(config, runtime, data, opened, costs) for opened in encoders),
-        tuple(_plan_recipes(config, data, encoders)), runtime, Path(config.runs).expanduser() / config.name)
+        count_participants(data.cohort),
+        {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
+        data.cohort.findings,
+        len(samples),
+        int(samples["patient_id"].nunique()),
+        len(locations),
+        sum(locations.values()),
+        tuple(_plan_encoder(config, runtime, data, opened, costs) for opened in encoders),
+        tuple(_plan_recipes(config, data, encoders)),
+        runtime,
+        Path(config.runs).expanduser() / config.name,
+    )
 
 
 def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime) -> dict[str, EncoderCost]:
@@ -119,17 +127,25 @@ def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime) -> dict[str, Enc
     return costs
 
 
-def _plan_encoder(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder,
-                  costs: dict[str, EncoderCost]) -> EncoderPlan:
+def _plan_encoder(
+    config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder, costs: dict[str, EncoderCost]
+) -> EncoderPlan:
     asked = {request.file_id for request in data.requests}
     known = asked & feature_store(config, runtime, data, opened).known_files()
     width = opened.encoder.width * (_cells(config) if config.features.pooling == "grid" else 1)
     receipt = opened.encoder.receipt
     return EncoderPlan(
-        opened.name, opened.encoder.family, opened.encoder.spec.size, num_parameters(opened.encoder),
-        f"{receipt.tensors_matched}/{receipt.tensors_total}", len(known), len(asked) - len(known),
-        costs[opened.name], (len(asked) - len(known)) * width * _BYTES_PER_FEATURE[config.features.dtype],
-        opened.is_floor)
+        opened.name,
+        opened.encoder.family,
+        opened.encoder.spec.size,
+        num_parameters(opened.encoder),
+        f"{receipt.tensors_matched}/{receipt.tensors_total}",
+        len(known),
+        len(asked) - len(known),
+        costs[opened.name],
+        (len(asked) - len(known)) * width * _BYTES_PER_FEATURE[config.features.dtype],
+        opened.is_floor,
+    )
 
 
 def num_parameters(encoder: Encoder) -> int:
@@ -153,9 +169,15 @@ def _plan_recipes(config: StudyConfig, data: OpenedData, encoders: Sequence[Open
     for name, recipe in config.recipes.items():
         if isinstance(recipe, LinearProbe | MlpProbe):
             members, settings = grid_members(recipe, config.seeds), probe_settings(recipe)
-            plans.append(RecipePlan(name, recipe.kind, len(members) * folds,
-                                    folds * estimate_probe_flops(members, settings, size),
-                                    estimate_probe_memory(members, settings, size)))
+            plans.append(
+                RecipePlan(
+                    name,
+                    recipe.kind,
+                    len(members) * folds,
+                    folds * estimate_probe_flops(members, settings, size),
+                    estimate_probe_memory(members, settings, size),
+                )
+            )
         else:
             members_of_sweep = len(recipe.C) if recipe.kind == "logistic_regression" else len(recipe.k)
             plans.append(RecipePlan(name, recipe.kind, members_of_sweep * folds, 0, 0))
@@ -167,22 +189,29 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
     config = load_study(study, overrides)
     plan = make_plan(config)
     console = Console()
-    console.print(f"[bold]{config.name}[/]  {plan.num_patients} participants, {plan.num_samples} volumes, "
-                  f"{plan.num_files} files, {_size(plan.num_bytes)}", highlight=False)
+    console.print(
+        f"[bold]{config.name}[/]  {plan.num_patients} participants, {plan.num_samples} volumes, "
+        f"{plan.num_files} files, {_size(plan.num_bytes)}",
+        highlight=False,
+    )
     for table in counts_tables(plan.counts):
         console.print(table)
     if plan.excluded:
         console.print(_excluded_table(plan.excluded))
     for finding in plan.findings:
-        console.print(f"[yellow]{finding.severity}[/] {finding.title} {finding.evidence} {finding.remedy}",
-                      highlight=False)
+        console.print(
+            f"[yellow]{finding.severity}[/] {finding.title} {finding.evidence} {finding.remedy}", highlight=False
+        )
     console.print(_encoders_table(plan))
     console.print(_recipes_table(plan))
     seconds = sum(encoder.seconds for encoder in plan.encoders)
-    console.print(f"Encoding about {_duration(seconds)} on {plan.runtime.device} in {plan.runtime.precision}, estimated "
-                  f"from counted operations and this machine's matrix products. Features "
-                  f"{_size(sum(encoder.feature_bytes for encoder in plan.encoders))} in {config.store}. "
-                  f"The run would be in {plan.run_dir}. Nothing was written.", highlight=False)
+    console.print(
+        f"Encoding about {_duration(seconds)} on {plan.runtime.device} in {plan.runtime.precision}, estimated "
+        f"from counted operations and this machine's matrix products. Features "
+        f"{_size(sum(encoder.feature_bytes for encoder in plan.encoders))} in {config.store}. "
+        f"The run would be in {plan.run_dir}. Nothing was written.",
+        highlight=False,
+    )
 
 
 def counts_tables(counts: pd.DataFrame) -> list[Table]:
@@ -222,9 +251,16 @@ def _encoders_table(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     for encoder in plan.encoders:
         table.add_row(
-            encoder.name, encoder.family, "×".join(map(str, encoder.size)), f"{encoder.parameters / 1e6:.1f} M",
-            encoder.matched, str(encoder.num_known), str(encoder.num_missing), f"{encoder.cost.flops / 1e12:.3g}",
-            f"{encoder.cost.seconds:.2g}")
+            encoder.name,
+            encoder.family,
+            "×".join(map(str, encoder.size)),
+            f"{encoder.parameters / 1e6:.1f} M",
+            encoder.matched,
+            str(encoder.num_known),
+            str(encoder.num_missing),
+            f"{encoder.cost.flops / 1e12:.3g}",
+            f"{encoder.cost.seconds:.2g}",
+        )
     return table
 
 
@@ -235,9 +271,13 @@ def _recipes_table(plan: Plan) -> Table:
     for name in ("heads", "TFLOP", "memory"):
         table.add_column(name, justify="right")
     for recipe in plan.recipes:
-        table.add_row(recipe.name, recipe.kind, str(recipe.num_members),
-                      f"{recipe.flops / 1e12:.3g}" if recipe.flops else "–",
-                      _size(recipe.memory_bytes) if recipe.memory_bytes else "–")
+        table.add_row(
+            recipe.name,
+            recipe.kind,
+            str(recipe.num_members),
+            f"{recipe.flops / 1e12:.3g}" if recipe.flops else "–",
+            _size(recipe.memory_bytes) if recipe.memory_bytes else "–",
+        )
     return table
 
 

@@ -15,8 +15,22 @@ from vitreous.samples.cohort import Cohort
 from vitreous.study.runtime import Runtime
 
 SCHEMA_VERSION = 1
-_PACKAGES = ("vitreous", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "timm", "pydicom", "nibabel",
-             "obstore", "safetensors", "hydra-core", "pydantic")
+_PACKAGES = (
+    "vitreous",
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "pydicom",
+    "nibabel",
+    "obstore",
+    "safetensors",
+    "hydra-core",
+    "pydantic",
+)
 
 
 def cohort_fingerprint(cohort: Cohort) -> str:
@@ -34,9 +48,11 @@ def describe_run(config: StudyConfig, runtime: Runtime, cohort: Cohort, hashes: 
         "study": config.name,
         "seeds": list(config.seeds),
         "hashes": dict(hashes),
-        "key_manifest": {"files": int(cohort.samples["relative"].nunique()),
-                         "bytes": int(cohort.samples.drop_duplicates("relative")["size"].sum()),
-                         "sha256": cohort_fingerprint(cohort)},
+        "key_manifest": {
+            "files": int(cohort.samples["relative"].nunique()),
+            "bytes": int(cohort.samples.drop_duplicates("relative")["size"].sum()),
+            "sha256": cohort_fingerprint(cohort),
+        },
         "code": _git_state(Path(__file__).parent),
         "environment": {
             "python": sys.version.split()[0],

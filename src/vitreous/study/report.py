@@ -28,8 +28,13 @@ _NO_PATIENTS = "patients_are_rows"
 
 def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
     """The leaderboard of a finished run, from its predictions."""
-    return build_leaderboard(read_rows(directory, config), metric=config.metric, seed=config.intervals.seed,
-                             num_resamples=config.intervals.resamples, level=config.intervals.level)
+    return build_leaderboard(
+        read_rows(directory, config),
+        metric=config.metric,
+        seed=config.intervals.seed,
+        num_resamples=config.intervals.resamples,
+        level=config.intervals.level,
+    )
 
 
 def write_outputs(directory: RunDirectory) -> pd.DataFrame:
@@ -55,19 +60,25 @@ def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Lead
     kept = read_kept_rows(directory)
     findings = [Finding(**finding) for finding in account["findings"]]
     quarantined = pd.read_csv(directory.data_errors, dtype=str, keep_default_na=False).rename(
-        columns={"participant_id": "patient_id", "key": "relative"})
+        columns={"participant_id": "patient_id", "key": "relative"}
+    )
     receipts = {path.stem: json.loads(path.read_text()) for path in sorted(directory.root.glob("receipts/*.json"))}
     return ReportData(
         study=config.name,
         leaderboard=leaderboard,
         flow=DataFlow(account["rows"], account["encoded"], account["quarantined"], account["excluded_by_rule"]),
-        encoders=tuple(EncoderReport(name, receipt["is_floor"], receipt, receipt["input_spec"],
-                                     tuple(receipt["overridden"])) for name, receipt in receipts.items()),
+        encoders=tuple(
+            EncoderReport(name, receipt["is_floor"], receipt, receipt["input_spec"], tuple(receipt["overridden"]))
+            for name, receipt in receipts.items()
+        ),
         counts=_count_tables(pd.read_csv(directory.root / "counts.csv", dtype=str, keep_default_na=False)),
         curves=tuple(_curves(directory, row) for row in kept if _has_curves(directory, row)),
         quarantined=keyed_rows(quarantined, load_id_key()),
-        findings=tuple([*(f for f in findings if f.code != _NO_PATIENTS), *_choice_findings(directory, kept),
-                        *_lost_patients(account)]),
+        findings=(
+                *(f for f in findings if f.code != _NO_PATIENTS),
+                *_choice_findings(directory, kept),
+                *_lost_patients(account),
+            ),
         banners=tuple(f.title for f in findings if f.code == _NO_PATIENTS),
         looks=tuple(vars(look) for look in Ledger(directory.ledger).looks()),
         settings_yaml=directory.study_yaml.read_text(),
@@ -83,8 +94,9 @@ def _count_tables(counts: pd.DataFrame) -> tuple[Table, ...]:
         part = counts[counts["column"] == column]
         splits = [split for split in ("train", "val", "test", "") if split in set(part["split"])]
         cells = {(row.value, row.split): f"{row.patients} ({row.volumes})" for row in part.itertuples()}
-        rows = tuple((value, *(cells.get((value, split), "0 (0)") for split in splits))
-                     for value in part["value"].unique())
+        rows = tuple(
+            (value, *(cells.get((value, split), "0 (0)") for split in splits)) for value in part["value"].unique()
+        )
         heads = (str(column), *(split or "all" for split in splits))
         tables.append(Table(f"Participants (volumes) by {column}", heads, rows))
     return tuple(tables)
@@ -103,7 +115,9 @@ def _curves(directory: RunDirectory, row: KeptRow) -> TrainingCurves:
             folder = directory.unit(row.encoder, row.recipe, seed, fold)
             label = f"seed {seed}" if fold is None else f"fold {fold}, seed {seed}"
             history = read_history(folder)
-            histories[label] = [dict(zip(history.columns, values, strict=True)) for values in history.to_numpy().tolist()]
+            histories[label] = [
+                dict(zip(history.columns, values, strict=True)) for values in history.to_numpy().tolist()
+            ]
             model = read_model(folder)
             best[label] = model["best_epoch"]
             setting = model["setting"]
@@ -120,17 +134,25 @@ def _choice_findings(directory: RunDirectory, kept: Sequence[KeptRow]) -> list[F
             for found in json.loads((folder / "selection.json").read_text())["findings"]:
                 name = f"{row.encoder} / {row.recipe}" + ("" if fold is None else f" (fold {fold})")
                 rows_by_finding.setdefault(Finding(**found), []).append(name)
-    return [replace(finding, evidence=f"{finding.evidence}: {', '.join(names)}")
-            for finding, names in rows_by_finding.items()]
+    return [
+        replace(finding, evidence=f"{finding.evidence}: {', '.join(names)}")
+        for finding, names in rows_by_finding.items()
+    ]
 
 
 def _lost_patients(account: Mapping[str, Any]) -> list[Finding]:
     lost = account["patients_without_usable_volume"]
     if not lost:
         return []
-    return [Finding("lost_patients", "warning", "Some participants have no usable volume, so no prediction was made "
-                    "for them.", ", ".join(f"{split}: {count}" for split, count in lost.items()),
-                    "See data_errors.csv in the run directory.")]
+    return [
+        Finding(
+            "lost_patients",
+            "warning",
+            "Some participants have no usable volume, so no prediction was made for them.",
+            ", ".join(f"{split}: {count}" for split, count in lost.items()),
+            "See data_errors.csv in the run directory.",
+        )
+    ]
 
 
 def _track(directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard) -> None:
@@ -174,11 +196,16 @@ def print_joint_leaderboard(root: Path, folders: Sequence[Path], console: Consol
             rows.append(replace(row, recipe=f"{row.recipe} [{folder.name}]"))
     try:
         leaderboard = build_leaderboard(
-            rows, metric=first.metric, seed=first.intervals.seed, num_resamples=first.intervals.resamples,
-            level=first.intervals.level)
+            rows,
+            metric=first.metric,
+            seed=first.intervals.seed,
+            num_resamples=first.intervals.resamples,
+            level=first.intervals.level,
+        )
     except ValueError as error:
-        raise UserError(f"{root}: the jobs cannot stand in one leaderboard: {error}. Each job has its own in its "
-                        "folder.") from error
+        raise UserError(
+            f"{root}: the jobs cannot stand in one leaderboard: {error}. Each job has its own in its folder."
+        ) from error
     write_leaderboard(leaderboard, root)
     console.print(render_terminal(leaderboard))
     console.print(f"joint leaderboard  {root / 'leaderboard.md'}", highlight=False, soft_wrap=True)

@@ -36,19 +36,28 @@ class KeptRow:
     notes: tuple[str, ...]
 
 
-def write_rows(directory: RunDirectory, rows: Sequence[Row], encoders: Sequence[OpenedEncoder],
-               num_folds: int | None) -> None:
+def write_rows(
+    directory: RunDirectory, rows: Sequence[Row], encoders: Sequence[OpenedEncoder], num_folds: int | None
+) -> None:
     """Write ``rows.json``: which folders make up which row."""
     by_name = {opened.name: opened for opened in encoders}
     folds = [None] if num_folds is None else list(range(num_folds))
-    write_json(directory.root / "rows.json", [
-        {"encoder": row.encoder, "recipe": row.recipe_name, "seeds": list(row.seeds), "folds": folds,
-         "is_floor": row.encoder not in by_name or by_name[row.encoder].is_floor,
-         "is_constant": row.recipe is None and row.recipe_name == MAJORITY,
-         "counts_parameters": row.recipe is not None and not isinstance(row.recipe, Knn),
-         "notes": _notes(by_name[row.encoder]) if row.encoder in by_name else []}
-        for row in rows
-    ])
+    write_json(
+        directory.root / "rows.json",
+        [
+            {
+                "encoder": row.encoder,
+                "recipe": row.recipe_name,
+                "seeds": list(row.seeds),
+                "folds": folds,
+                "is_floor": row.encoder not in by_name or by_name[row.encoder].is_floor,
+                "is_constant": row.recipe is None and row.recipe_name == MAJORITY,
+                "counts_parameters": row.recipe is not None and not isinstance(row.recipe, Knn),
+                "notes": _notes(by_name[row.encoder]) if row.encoder in by_name else [],
+            }
+            for row in rows
+        ],
+    )
 
 
 def _notes(opened: OpenedEncoder) -> list[str]:
@@ -67,8 +76,16 @@ def read_kept_rows(directory: RunDirectory) -> list[KeptRow]:
     if not path.exists():
         raise UserError(f"{directory.root}: the run is not finished (no rows.json); run the same study again.")
     return [
-        KeptRow(row["encoder"], row["recipe"], tuple(row["seeds"]), tuple(row["folds"]), row["is_floor"],
-                row["is_constant"], row["counts_parameters"], tuple(row["notes"]))
+        KeptRow(
+            row["encoder"],
+            row["recipe"],
+            tuple(row["seeds"]),
+            tuple(row["folds"]),
+            row["is_floor"],
+            row["is_constant"],
+            row["counts_parameters"],
+            tuple(row["notes"]),
+        )
         for row in json.loads(path.read_text())
     ]
 
@@ -93,20 +110,33 @@ def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...]) 
         test[seed] = _joined([Predictions.read(folder / "test_preds.parquet", classes) for folder in folders])
     first = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], kept.folds[0])
     return RowPredictions(
-        kept.encoder, kept.recipe, val, test, kept.is_floor, kept.is_constant,
-        _count_parameters(first) if kept.counts_parameters else None, kept.notes)
+        kept.encoder,
+        kept.recipe,
+        val,
+        test,
+        kept.is_floor,
+        kept.is_constant,
+        _count_parameters(first) if kept.counts_parameters else None,
+        kept.notes,
+    )
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
     if len(parts) == 1:
         return parts[0]
     return Predictions(
-        np.concatenate([part.sample_id_N for part in parts]), np.concatenate([part.patient_id_N for part in parts]),
-        np.concatenate([part.y_true_N for part in parts]), np.concatenate([part.scores_NC for part in parts]),
-        parts[0].classes)
+        np.concatenate([part.sample_id_N for part in parts]),
+        np.concatenate([part.patient_id_N for part in parts]),
+        np.concatenate([part.y_true_N for part in parts]),
+        np.concatenate([part.scores_NC for part in parts]),
+        parts[0].classes,
+    )
 
 
 def _count_parameters(folder: Path) -> int:
     with safe_open(f"{folder}/best.safetensors", "numpy") as file:
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys()  # noqa: SIM118
-                   if name.startswith(_LEARNED) and not name.endswith(_NOT_LEARNED))
+        return sum(
+            int(np.prod(file.get_slice(name).get_shape()))
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith(_LEARNED) and not name.endswith(_NOT_LEARNED)
+        )

@@ -76,12 +76,17 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     return Result(directory.root, leaderboard, directory.report)
 
 
-def _describe_model(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder,
-                    features: StudyFeatures) -> dict[str, Any]:
+def _describe_model(
+    config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder, features: StudyFeatures
+) -> dict[str, Any]:
     """What ``model.json`` says of the encoder: all that is needed to make the same features again."""
     store: FeatureStore = feature_store(config, runtime, data, opened)
-    return {"encoder": {"name": opened.name, **opened.source}, "feature_space": store.space.describe(),
-            "feature_key": store.space.key, "width": int(features.features[opened.name].shape[1])}
+    return {
+        "encoder": {"name": opened.name, **opened.source},
+        "feature_space": store.space.describe(),
+        "feature_key": store.space.key,
+        "width": int(features.features[opened.name].shape[1]),
+    }
 
 
 def print_run(study: str, overrides: Sequence[str]) -> None:

@@ -117,5 +117,8 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _differing_keys(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = sorted(kept.keys() | now.keys())
-    return [f"{name} ({kept.get(name, 'absent')!r} then, {now.get(name, 'absent')!r} now)"
-            for name in names if kept.get(name, "absent") != now.get(name, "absent")]
+    return [
+        f"{name} ({kept.get(name, 'absent')!r} then, {now.get(name, 'absent')!r} now)"
+        for name in names
+        if kept.get(name, "absent") != now.get(name, "absent")
+    ]

@@ -60,15 +60,19 @@ def _resolve_device(asked: Literal["auto", "cpu", "cuda", "mps", "xla"]) -> Lite
             return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         case "cuda":
             if not torch.cuda.is_available():
-                raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; set device: cpu or auto.")
+                raise ConfigError(
+                    "device: cuda was asked for, but torch finds no CUDA device; set device: cpu or auto."
+                )
             return "cuda"
         case "mps":
             if not torch.backends.mps.is_available():
                 raise ConfigError("device: mps was asked for, but torch finds none; set device: cpu or auto.")
             return "mps"
         case "xla":
-            raise ConfigError("device: xla serves recipes on pixels, which this version does not have; "
-                              "frozen encoders run on cpu, cuda and mps.")
+            raise ConfigError(
+                "device: xla serves recipes on pixels, which this version does not have; "
+                "frozen encoders run on cpu, cuda and mps."
+            )
     assert_never(asked)
 
 
