@@ -5,6 +5,7 @@ of the study. Batches are fixed inside a shard, and a shard is written when it i
 that is started again ends in the same bytes.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,11 +60,13 @@ class PassSummary:
     Args:
         num_files: files decoded, each once.
         num_encoded: per encoder name, rows written.
+        seconds: wall time of the pass.
         unreachable: file ids whose bytes could not be fetched, with the error; asked for again on the next run.
     """
 
     num_files: int = 0
     num_encoded: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
     unreachable: dict[str, StorageError] = field(default_factory=dict)
 
 
@@ -158,6 +161,7 @@ def encode_missing(
         workers: decoding threads.
         progress: called once per file.
     """
+    begin = time.perf_counter()
     device = device or torch.device("cpu")
     writers = [_ShardWriter(task, shard_size=shard_size, device=device) for task in tasks]
     union = frozenset().union(*(task.missing for task in tasks))
@@ -180,6 +184,7 @@ def encode_missing(
     for writer in writers:
         writer.flush()
         summary.num_encoded[writer.task.name] = writer.num_written
+    summary.seconds = time.perf_counter() - begin
     return summary
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -190,8 +189,8 @@ def print_encode(study: str, overrides: Sequence[str]) -> None:
 def describe_encoding(data: OpenedData, features: StudyFeatures) -> str:
     """`rows = encoded + quarantined + excluded by rule`, and what this pass did."""
     rows = len(data.cohort.samples) + len(data.cohort.excluded)
-    new: dict[str, Any] = dict(features.summary.num_encoded)
-    fresh = ", ".join(f"{name} {count}" for name, count in new.items()) or "nothing: all was known"
+    done = ", ".join(f"{name} {count}" for name, count in features.summary.num_encoded.items())
+    fresh = f"{done} in {features.summary.seconds:.1f} s" if done else "nothing, all was known"
     return (
         f"{rows} rows = {len(features.samples)} encoded + {len(features.quarantined)} quarantined + "
         f"{len(data.cohort.excluded)} excluded by rule. Encoded now: {fresh}."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -218,8 +219,8 @@ def counts_tables(counts: pd.DataFrame) -> list[Table]:
     """Patients (volumes) per value and split: one table for the classes, one per domain."""
     tables = []
     for column in counts["column"].unique():
-        table = Table(title=f"Participants (volumes) by {column}", title_justify="left")
-        table.add_column(str(column))
+        table = Table(title=f"Participants (volumes) by {column}", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column(str(column), overflow="fold")
         part = counts[counts["column"] == column]
         splits = [split for split in ("train", "val", "test", "") if split in set(part["split"])]
         for split in splits:
@@ -235,7 +236,7 @@ def counts_tables(counts: pd.DataFrame) -> list[Table]:
 
 
 def _excluded_table(excluded: dict[str, int]) -> Table:
-    table = Table(title="Excluded by rule", title_justify="left")
+    table = Table(title="Excluded by rule", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("rule")
     table.add_column("rows", justify="right")
     for rule, count in excluded.items():
@@ -244,40 +245,35 @@ def _excluded_table(excluded: dict[str, int]) -> Table:
 
 
 def _encoders_table(plan: Plan) -> Table:
-    table = Table(title="Encoders", title_justify="left")
-    for name in ("encoder", "family", "input D×H×W"):
-        table.add_column(name)
-    for name in ("parameters", "tensors", "known", "to encode", "TFLOP/volume", "s/volume"):
+    table = Table(title="Encoders", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("encoder", overflow="fold")
+    table.add_column("input")
+    for name in ("parameters", "tensors", "known", "to do", "GFLOP", "s each"):
         table.add_column(name, justify="right")
     for encoder in plan.encoders:
         table.add_row(
-            encoder.name,
-            encoder.family,
+            f"{encoder.name} ({encoder.family})",
             "×".join(map(str, encoder.size)),
             f"{encoder.parameters / 1e6:.1f} M",
             encoder.matched,
             str(encoder.num_known),
             str(encoder.num_missing),
-            f"{encoder.cost.flops / 1e12:.3g}",
+            f"{encoder.cost.flops / 1e9:.4g}",
             f"{encoder.cost.seconds:.2g}",
         )
     return table
 
 
 def _recipes_table(plan: Plan) -> Table:
-    table = Table(title="Recipes, for each encoder", title_justify="left")
-    table.add_column("recipe")
+    table = Table(title="Recipes, for each encoder", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("recipe", overflow="fold")
     table.add_column("kind")
-    for name in ("heads", "TFLOP", "memory"):
+    for name in ("heads", "GFLOP", "memory"):
         table.add_column(name, justify="right")
     for recipe in plan.recipes:
-        table.add_row(
-            recipe.name,
-            recipe.kind,
-            str(recipe.num_members),
-            f"{recipe.flops / 1e12:.3g}" if recipe.flops else "–",
-            _size(recipe.memory_bytes) if recipe.memory_bytes else "–",
-        )
+        flops = f"{recipe.flops / 1e9:.3g}" if recipe.flops else "–"
+        memory = _size(recipe.memory_bytes) if recipe.memory_bytes else "–"
+        table.add_row(recipe.name, recipe.kind, str(recipe.num_members), flops, memory)
     return table
 
 
