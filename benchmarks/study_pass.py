@@ -1,9 +1,9 @@
 """Benchmark 1: the three-checkpoint study against the plain way, on the same files, encoders and machine.
 
 The study: three checkpoints and an untrained floor, 50 epochs, a grid of 27 members (3 learning rates × 3 weight
-decays × 3 seeds), intervals, leaderboard and report, from an empty feature store. The plain way: for each checkpoint, 50
-epochs of one linear head, every volume decoded, preprocessed and encoded again in every epoch. Two of its epochs are
-measured and the rest is scaled from them, as the table says.
+decays × 3 seeds), intervals, leaderboard and report, from an empty feature store. The plain way: for each checkpoint,
+50 epochs of one linear head, every volume decoded, preprocessed and encoded again in every epoch. Only `--plain-epochs`
+of them are measured, for one checkpoint; the rest is scaled, as the table says.
 
     python benchmarks/study_pass.py --json study_pass.json
 """

@@ -38,7 +38,7 @@ def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeat
             "excluded_by_rule": {
                 rule: int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()
             },
-            "patients_without_files": len(data.cohort.patients_without_files),
+            "patients_without_files": list(data.cohort.patients_without_files),
             "patients_without_usable_volume": _patients_lost(data, features),
             "findings": [vars(finding) for finding in data.cohort.findings],
         },

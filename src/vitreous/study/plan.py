@@ -23,6 +23,7 @@ from vitreous.study.encode import feature_store
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.runtime import Runtime, resolve_runtime
 
+_LISTED = 10
 _BYTES_PER_FEATURE = {"fp32": 4, "bf16": 2}
 
 
@@ -71,6 +72,7 @@ class Plan:
     Args:
         counts: patients and volumes per class, split and domain.
         excluded: rule → rows left out.
+        patients_without_files: labelled participants of whom no file was found.
         num_files, num_bytes: what would be read, at most.
         run_dir: where the run would be.
     """
@@ -78,6 +80,7 @@ class Plan:
     counts: pd.DataFrame
     excluded: dict[str, int]
     findings: tuple[Finding, ...]
+    patients_without_files: tuple[str, ...]
     num_samples: int
     num_patients: int
     num_files: int
@@ -104,6 +107,7 @@ def make_plan(config: StudyConfig) -> Plan:
         count_participants(data.cohort),
         {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
         data.cohort.findings,
+        data.cohort.patients_without_files,
         len(samples),
         int(samples["patient_id"].nunique()),
         len(locations),
@@ -203,6 +207,12 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
         console.print(
             f"[yellow]{finding.severity}[/] {finding.title} {finding.evidence} {finding.remedy}", highlight=False
         )
+    if plan.patients_without_files:
+        shown = ", ".join(plan.patients_without_files[:_LISTED])
+        more = len(plan.patients_without_files) - _LISTED
+        console.print(
+            f"Participants without a file: {shown}{f' and {more} more' if more > 0 else ''}.", highlight=False
+        )
     console.print(_encoders_table(plan))
     console.print(_recipes_table(plan))
     seconds = sum(encoder.seconds for encoder in plan.encoders)
@@ -248,7 +258,7 @@ def _encoders_table(plan: Plan) -> Table:
     table = Table(title="Encoders", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("encoder", overflow="fold")
     table.add_column("input")
-    for name in ("parameters", "tensors", "known", "to do", "GFLOP", "s each"):
+    for name in ("weights", "tensors", "known", "to do", "GFLOP", "s each"):
         table.add_column(name, justify="right")
     for encoder in plan.encoders:
         table.add_row(
