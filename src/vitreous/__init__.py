@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vitreous.encoders.catalog import load_encoder as load_encoder
     from vitreous.encoders.encoder import Encoder as Encoder
     from vitreous.evidence.scores import score_predictions as score_predictions
+    from vitreous.inputs.decode import decode_volume as decode_volume
     from vitreous.inputs.preprocessing import preprocess_volume as preprocess_volume
     from vitreous.inputs.volume import Volume as Volume
-    from vitreous.inputs.volume import decode_volume as decode_volume
     from vitreous.study.study import Result as Result
     from vitreous.study.study import Study as Study
 
@@ -45,7 +45,7 @@ _HOMES = {
     "VitreousError": "core.errors",
     "Volume": "inputs.volume",
     "build_random_encoder": "encoders.catalog",
-    "decode_volume": "inputs.volume",
+    "decode_volume": "inputs.decode",
     "load_encoder": "encoders.catalog",
     "preprocess_volume": "inputs.preprocessing",
     "score_predictions": "evidence.scores",

@@ -74,7 +74,8 @@ def test_sixteen_bit_files_carry_a_rescale_that_gives_the_grey_values_back() -> 
 
 def test_our_own_decoder_reads_every_scanner(small: CohortFiles) -> None:
     """Oracle: pydicom's pixels, rescaled by hand."""
-    from vitreous.inputs.volume import DeclaredAxes, decode_volume
+    from vitreous.inputs.decode import decode_volume
+    from vitreous.inputs.volume import DeclaredAxes
 
     for device, scanner in SCANNERS.items():
         path = next((small.root / "retinal_oct/structural_oct" / device).rglob("*.dcm"))
@@ -182,7 +183,8 @@ def test_bad_files_are_bad_in_the_way_they_are_named(tmp_path: Path) -> None:
     from vitreous.core.errors import InputError
     from vitreous.demo.dicom import FileFacts
     from vitreous.demo.flaws import FILE_FLAWS, spoil
-    from vitreous.inputs.volume import DeclaredAxes, decode_volume
+    from vitreous.inputs.decode import decode_volume
+    from vitreous.inputs.volume import DeclaredAxes
 
     scanner = SCANNERS["borealis"]
     rng = np.random.default_rng(0)

@@ -14,8 +14,9 @@ from vitreous.encoders.catalog import build_random_encoder
 from vitreous.encoders.encoder import Encoder
 from vitreous.features.encode import EncoderTask, PassSummary, Request, Staged, encode_missing
 from vitreous.features.store import FeatureSpace, FeatureStore
+from vitreous.inputs.decode import decode_volume
 from vitreous.inputs.preprocessing import preprocess_volume
-from vitreous.inputs.volume import DeclaredAxes, Volume, decode_volume
+from vitreous.inputs.volume import DeclaredAxes, Volume
 
 DECLARED = DeclaredAxes(axes="DHW", spacing_mm=None)
 SHAPE = {"img_size": [4, 16, 16], "patch_size": [2, 8, 8], "embed_dim": 64, "depth": 1, "num_heads": 1}

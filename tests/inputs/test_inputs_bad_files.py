@@ -36,7 +36,8 @@ from pydicom.uid import (
 )
 
 from vitreous.core.errors import InputError
-from vitreous.inputs.volume import DeclaredAxes, decode_volume
+from vitreous.inputs.decode import decode_volume
+from vitreous.inputs.volume import DeclaredAxes
 
 SHAPE = (4, 40, 33)
 MAX_BYTES = 1 << 24

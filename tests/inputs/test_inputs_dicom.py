@@ -22,7 +22,8 @@ from pydicom.uid import (
 )
 
 from vitreous.core.errors import InputError
-from vitreous.inputs.volume import DeclaredAxes, Volume, decode_volume
+from vitreous.inputs.decode import decode_volume
+from vitreous.inputs.volume import DeclaredAxes, Volume
 
 SHAPE = (5, 40, 33)
 AXIAL = (1, 0, 0, 0, 1, 0)

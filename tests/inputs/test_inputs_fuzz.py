@@ -25,7 +25,8 @@ from pydicom.uid import (
 )
 
 from vitreous.core.errors import InputError
-from vitreous.inputs.volume import DeclaredAxes, Volume, decode_volume
+from vitreous.inputs.decode import decode_volume
+from vitreous.inputs.volume import DeclaredAxes, Volume
 
 STORED = smooth_volume((3, 34, 33), "uint8", 8)
 FUZZ = settings(

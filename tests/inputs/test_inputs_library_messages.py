@@ -12,8 +12,9 @@ import pytest
 from inputs_dicom_files import image_dataset, smooth_volume, write_dicom
 from pydicom.uid import ImplicitVRLittleEndian
 
+from vitreous.inputs.decode import decode_volume
 from vitreous.inputs.library_messages import library_messages, without_values
-from vitreous.inputs.volume import DeclaredAxes, decode_volume
+from vitreous.inputs.volume import DeclaredAxes
 
 #: Warns and logs from within pydicom, as its reading functions do.
 _PYDICOM: dict[str, Any] = {"__name__": "pydicom.filereader"}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vitreous.core.errors import InputError
-from vitreous.inputs.volume import DeclaredAxes, Volume, decode_volume
+from vitreous.inputs.decode import decode_volume
+from vitreous.inputs.volume import DeclaredAxes, Volume
 
 #: i to the left, j to posterior, k to superior, tilted a little; mm
 _AFFINE = np.array([[-0.5, 0.02, 0.0, 30], [0.01, -0.75, 0.05, 40], [0.0, 0.03, 2.0, -50], [0, 0, 0, 1]])

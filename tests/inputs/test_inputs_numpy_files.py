@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vitreous.core.errors import ConfigError, InputError
+from vitreous.inputs.decode import decode_volume
 from vitreous.inputs.numpy_files import NpzArrays
-from vitreous.inputs.volume import DeclaredAxes, decode_volume
+from vitreous.inputs.volume import DeclaredAxes
 
 MAX_BYTES = 1 << 24
 

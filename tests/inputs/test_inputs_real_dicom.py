@@ -12,7 +12,8 @@ import pytest
 from inputs_dicom_files import gdcm_stored
 
 from vitreous.core.errors import InputError
-from vitreous.inputs.volume import DeclaredAxes, decode_volume
+from vitreous.inputs.decode import decode_volume
+from vitreous.inputs.volume import DeclaredAxes
 
 _SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 _EXTERNAL_SPEC = importlib.util.find_spec("data_store")

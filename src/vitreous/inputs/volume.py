@@ -12,7 +12,6 @@ Axes: D slice, H row, W column. Spacing in millimetres in the order (D, H, W).
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -88,43 +87,6 @@ class DeclaredAxes:
                 "`data.axes: DHW`."
             )
         return self.axes.index("D"), self.axes.index("H"), self.axes.index("W")
-
-
-def decode_volume(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volume:
-    """Read one file as one volume. The format is that of the content, whatever the name.
-
-    Error messages name neither the path nor a tag of the patient: the caller knows which sample it asked for.
-
-    Args:
-        declared: axes and spacing from the study, used where the file does not state them.
-        max_bytes: the most that the decoded volume (as float32), the stored values, and a DICOM file itself
-            may take; checked on the declared size, before anything is allocated or inflated.
-    Raises:
-        InputError: the file cannot be used as one volume; the message says why and what to do.
-    """
-    from vitreous.inputs.file_format import recognise_format
-
-    match recognise_format(path):
-        case "dicom":
-            from vitreous.inputs.dicom import decode_dicom
-
-            return decode_dicom(path, declared=declared, max_bytes=max_bytes, is_headless=False)
-        case "dicom without preamble":
-            from vitreous.inputs.dicom import decode_dicom
-
-            return decode_dicom(path, declared=declared, max_bytes=max_bytes, is_headless=True)
-        case "nifti" | "gzipped nifti":
-            from vitreous.inputs.nifti import decode_nifti
-
-            return decode_nifti(path, declared=declared, max_bytes=max_bytes)
-        case "npy":
-            from vitreous.inputs.numpy_files import decode_npy
-
-            return decode_npy(path, declared=declared, max_bytes=max_bytes)
-        case "npz":
-            from vitreous.inputs.numpy_files import decode_only_array
-
-            return decode_only_array(path, declared=declared, max_bytes=max_bytes)
 
 
 def is_length(value: float) -> bool:

@@ -13,8 +13,9 @@ from vitreous.config.data import FractionsSplit, NpzData, ParticipantsData
 from vitreous.config.study import StudyConfig
 from vitreous.core.fingerprints import fingerprint
 from vitreous.features.encode import Request, Staged
+from vitreous.inputs.decode import decode_volume
 from vitreous.inputs.numpy_files import NpzArrays
-from vitreous.inputs.volume import DeclaredAxes, Volume, decode_volume
+from vitreous.inputs.volume import DeclaredAxes, Volume
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.npz import load_npz_cohort
 from vitreous.samples.participants import load_participants
