@@ -47,16 +47,16 @@ def attend_in_blocks(q_BHNE: torch.Tensor, k_BHNE: torch.Tensor, v_BHNE: torch.T
 def _attend_head(
     q_NE: torch.Tensor, k_NE: torch.Tensor, v_NE: torch.Tensor, out_NE: torch.Tensor, scores_MN: torch.Tensor
 ) -> None:
-    k_NE = (k_NE.float() - k_NE.mean(0, dtype=torch.float32)).to(k_NE.dtype)
-    scale = q_NE.shape[-1] ** -0.5
-    largest = float(_largest_norm(q_NE) * _largest_norm(k_NE)) * scale * _LOG2_E  # bounds every |score|
+    centred_NE = (k_NE.float() - k_NE.mean(0, dtype=torch.float32)) * q_NE.shape[-1] ** -0.5
+    largest = float(_largest_norm(q_NE) * _largest_norm(centred_NE)) * _LOG2_E  # bounds every |score|
     is_safe = largest < _SAFE_EXPONENT
+    # scaled before they are rounded, so that no score is rounded twice
+    keys_NE = (centred_NE * _LOG2_E if is_safe else centred_NE).to(k_NE.dtype)
     for start in range(0, len(q_NE), _QUERIES_PER_BLOCK):
         block_ME = q_NE[start : start + _QUERIES_PER_BLOCK]
         weights_MN = scores_MN[: len(block_ME)]
         out_ME = out_NE[start : start + _QUERIES_PER_BLOCK]
-        alpha = scale * _LOG2_E if is_safe else scale
-        torch.addmm(weights_MN, block_ME, k_NE.t(), beta=0, alpha=alpha, out=weights_MN)
+        torch.mm(block_ME, keys_NE.t(), out=weights_MN)
         if is_safe:
             torch.exp2(weights_MN, out=weights_MN)
             out_ME.copy_((weights_MN @ v_NE) / _row_sums(weights_MN)[:, None])
@@ -71,8 +71,8 @@ def _largest_norm(rows_NE: torch.Tensor) -> torch.Tensor:
 
 
 def _row_sums(weights_MN: torch.Tensor) -> torch.Tensor:
-    """float32 sums; bfloat16 sums of pieces first, whose rounding averages out and which are twice as fast."""
-    piece = math.gcd(weights_MN.shape[1], 256)
-    if weights_MN.dtype != torch.bfloat16 or piece < 32:
+    """float32 sums; bfloat16 sums of long pieces first, whose rounding averages out and which are twice as fast."""
+    piece = math.gcd(weights_MN.shape[1], 1024)
+    if weights_MN.dtype != torch.bfloat16 or piece < 256:
         return weights_MN.sum(-1, dtype=torch.float32)
     return weights_MN.view(len(weights_MN), -1, piece).sum(-1).sum(-1, dtype=torch.float32)
