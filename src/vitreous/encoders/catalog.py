@@ -20,6 +20,8 @@ from vitreous.encoders.family_resnet3d import RESNET3D
 from vitreous.encoders.family_vit3d import VIT3D
 from vitreous.encoders.matching import Selection, check_complete, select_tensors
 from vitreous.encoders.receipt import Receipt
+from vitreous.storage.files import fetch_file
+from vitreous.storage.staging import DEFAULT_CACHE, StagingCache
 
 FAMILIES: dict[str, Family] = {"vit3d": VIT3D, "litemedsam": LITEMEDSAM, "resnet3d": RESNET3D}
 
@@ -39,7 +41,8 @@ def load_encoder(
     """Read a checkpoint into a frozen encoder, or refuse it by name.
 
     Args:
-        path: a local .pt, .pth, .ckpt, .bin or .safetensors file.
+        path: a .pt, .pth, .ckpt, .bin or .safetensors file; a path, or at ``s3://`` or ``gs://`` (the endpoint then
+            comes from S3_ENDPOINT_URL).
         family: a row of `FAMILIES`.
         which: of the two encoders that joint-embedding pretraining leaves in one file.
         key_prefix: what stands in front of the encoder's names, where the usual prefixes do not fit.
@@ -57,7 +60,7 @@ def load_encoder(
     """
     row = _family(family)
     _check_options(family, row, family_options)
-    file = read_checkpoint(path)
+    file = read_checkpoint(fetch_file(str(path), cache=StagingCache(Path(DEFAULT_CACHE[0]), DEFAULT_CACHE[1])))
     role = _role(file, family, row, which)
     selection = select_tensors(
         file.tensors, where=str(file.path), anchor=row.anchor, prefixes=row.prefixes[role], rules=row.rules[role],

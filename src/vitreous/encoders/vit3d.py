@@ -15,7 +15,7 @@ from vitreous.encoders.torchvision_schema import declare_torchvision_schemas
 
 declare_torchvision_schemas()
 
-from timm.layers import Attention  # type: ignore[attr-defined]  # noqa: E402
+from timm.layers import Attention, Mlp  # type: ignore[attr-defined]  # noqa: E402
 from timm.models.vision_transformer import Block  # noqa: E402
 
 Size3 = tuple[int, int, int]
@@ -38,6 +38,17 @@ class TokenAttention(Attention):
         return projected
 
 
+class TokenMlp(Mlp):
+    """timm's MLP; without gradients its GELU works in place, since a fresh block of that size costs as much again."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            with_gradients: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return with_gradients
+        out: torch.Tensor = self.fc2(torch.ops.aten.gelu_(self.fc1(x)))
+        return out
+
+
 class TokenBlock(Block):
     """timm's pre-norm block whose residual stream and norms stay in float32 whatever the matrices' precision."""
 
@@ -50,8 +61,7 @@ class TokenBlock(Block):
             out: torch.Tensor = x + self.mlp(self.norm2(x).to(dtype))
             return out
         for chunk in torch.split(x, _TOKENS_PER_CHUNK, dim=1):
-            hidden = self.mlp.fc1(self.norm2(chunk).to(dtype))
-            chunk += self.mlp.fc2(torch.ops.aten.gelu_(hidden))
+            chunk += self.mlp(self.norm2(chunk).to(dtype))
         return x
 
 
@@ -115,7 +125,8 @@ class ViT3D(nn.Module):
         norm_layer: type[nn.Module] = partial(nn.LayerNorm, eps=eps)  # type: ignore[assignment]
         self.blocks = nn.ModuleList(
             TokenBlock(
-                embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer, attn_layer=TokenAttention
+                embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer,
+                attn_layer=TokenAttention, mlp_layer=TokenMlp,
             )
             for _ in range(depth)
         )
