@@ -38,7 +38,10 @@ def running_s3_server(timeout_s: float = 60) -> Iterator[str]:
     environment = {name: value for name, value in os.environ.items() if not _AWS_VARIABLES.match(name)}
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         assert process.stderr is not None

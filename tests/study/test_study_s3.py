@@ -10,6 +10,7 @@ from cohorts import study_values, write_cohort
 from s3_server import boto_client, running_s3_server, use_test_keys
 from vitreous.config.compose import validate_study
 from vitreous.core.errors import LocationError
+from vitreous.encoders.catalog import load_encoder
 from vitreous.study.run import run_study
 
 
@@ -30,6 +31,10 @@ def test_a_study_in_a_bucket_equals_the_same_study_on_disk(tmp_path: Path, monke
             values["encoders"][name]["checkpoint"] = f"s3://eye/cohort/checkpoints/{file}.safetensors"
         values |= {"s3": {"endpoint": url}, "runs": str(tmp_path / "runs"), "store": str(tmp_path / "features")}
         in_bucket = run_study(validate_study(values))
+        monkeypatch.setenv("S3_ENDPOINT_URL", url)
+        loaded = load_encoder("s3://eye/cohort/checkpoints/a.safetensors", "vit3d")
+        local = load_encoder(root / "checkpoints" / "a.safetensors", "vit3d")
+        assert loaded.weights_hash == local.weights_hash
         wrong = values["data"] | {"files": "s3://eyes/cohort"}
         with pytest.raises(LocationError, match="eyes"):
             run_study(validate_study(values | {"data": wrong, "name": "wrong"}))

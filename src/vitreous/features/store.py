@@ -101,6 +101,7 @@ class FeatureStore:
 
     def __init__(self, root: Path, space: FeatureSpace) -> None:
         self.space = space
+        self.root = root
         self.folder = root / space.key[:2] / space.key
 
     def known_files(self) -> set[str]:
@@ -119,6 +120,8 @@ class FeatureStore:
         widths = {len(row.features_D) for row in rows if row.features_D is not None}
         if len(widths) > 1:
             raise ValueError(f"features of one space have one width; got {sorted(widths)}")
+        # features are patient data: a store that is made here is its owner's alone
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         description = self.folder / "space.json"
         if not description.exists():
             write_json(description, self.space.describe())

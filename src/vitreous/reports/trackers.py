@@ -49,10 +49,7 @@ def log_run(kind: TrackerKind, run_dir: Path, leaderboard: Leaderboard, curves: 
     Raises:
         UserError: the tracker is not installed, or not known.
     """
-    if kind not in _WRITERS:
-        raise UserError(f"tracker: {kind!r} is not known; choose one of {', '.join(get_args(TrackerKind))}, or null.")
-    if importlib.util.find_spec(kind) is None:
-        raise UserError(f"tracker: {kind} is not installed; run pip install 'vitreous[trackers]', or set tracker=null.")
+    check_tracker(kind)
     folder = run_dir / "trackers" / kind
     if folder.exists():
         shutil.rmtree(folder)
@@ -60,6 +57,18 @@ def log_run(kind: TrackerKind, run_dir: Path, leaderboard: Leaderboard, curves: 
     artefacts = [run_dir / name for name in _ARTEFACTS if (run_dir / name).exists()]
     _WRITERS[kind](folder, run_dir.resolve().name, tracked_rows(leaderboard, curves), artefacts)
     return folder
+
+
+def check_tracker(kind: TrackerKind) -> None:
+    """Refuse a tracker that cannot be used, before any work starts.
+
+    Raises:
+        UserError: the tracker is not installed, or not known.
+    """
+    if kind not in _WRITERS:
+        raise UserError(f"tracker: {kind!r} is not known; choose one of {', '.join(get_args(TrackerKind))}, or null.")
+    if importlib.util.find_spec(kind) is None:
+        raise UserError(f"tracker: {kind} is not installed; run pip install 'vitreous[trackers]', or set tracker=null.")
 
 
 def tracked_rows(leaderboard: Leaderboard, curves: Sequence[TrainingCurves]) -> list[TrackedRow]:

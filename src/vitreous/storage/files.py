@@ -1,6 +1,5 @@
 """One file by its location: tables and checkpoints, wherever they lie."""
 
-import posixpath
 from pathlib import Path
 
 from vitreous.core.errors import LocationError
@@ -23,11 +22,10 @@ def fetch_file(
         StorageError: it did not arrive whole after all retries.
     """
     location = Location.parse(text, relative_to=relative_to)
-    parent, name = posixpath.split(location.key)
-    if not name:
+    if not location.name:
         raise LocationError(f"{location}: names no file; write the whole key.")
-    store = ObjectStore(Location(location.scheme, location.bucket, parent), s3)
-    info = store.head(name)
+    store = ObjectStore(location.parent, s3)
+    info = store.head(location.name)
     if location.is_local:
         return location.path
     if cache is None:

@@ -40,6 +40,9 @@ class _Ahead:
     reserved: int  # bytes that the fetch settles, or that fall free if it never starts
 
 
+DEFAULT_CACHE = ("~/.cache/vitreous/files", 50.0)  # folder and gigabytes, where no study says otherwise
+
+
 class StagingCache:
     """A folder of verified copies, by content identity; processes may share it.
 

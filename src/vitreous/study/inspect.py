@@ -2,20 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from vitreous.config.study import Cache
 from vitreous.core.errors import ConfigError
 from vitreous.encoders.catalog import FAMILIES, load_encoder
 from vitreous.encoders.encoder import Encoder
-from vitreous.storage.files import fetch_file
-from vitreous.storage.location import S3Options
-from vitreous.storage.staging import StagingCache
 
 _SHOWN_NAMES = 4
 
@@ -36,9 +31,7 @@ def print_receipt(
     """
     if family not in FAMILIES:
         raise ConfigError(f"--family {family}: unknown; known are {', '.join(FAMILIES)}.")
-    cache = Cache()
-    path = fetch_file(checkpoint, S3Options(), StagingCache(Path(cache.dir).expanduser(), cache.max_gb))
-    encoder = load_encoder(path, family, which=which, key_prefix=key_prefix, **_parse_options(options))
+    encoder = load_encoder(checkpoint, family, which=which, key_prefix=key_prefix, **_parse_options(options))
     console = Console()
     if as_json:
         console.print_json(json.dumps(encoder.receipt.to_json()))

@@ -17,6 +17,7 @@ from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_lead
 from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
+from vitreous.reports.trackers import log_run
 from vitreous.study.account import read_account
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.ledger import Ledger
@@ -49,9 +50,10 @@ def write_outputs(directory: RunDirectory) -> pd.DataFrame:
     config = kept_study(directory)
     leaderboard = leaderboard_of(directory, config)
     write_leaderboard(leaderboard, directory.root)
-    render_report(_report_data(directory, config, leaderboard), directory.report)
+    data = _report_data(directory, config, leaderboard)
+    render_report(data, directory.report)
     if config.tracker is not None:
-        _track(directory, config, leaderboard)
+        log_run(config.tracker, directory.root, leaderboard, data.curves)
     return pd.read_csv(directory.root / "leaderboard.csv")
 
 
@@ -153,14 +155,6 @@ def _lost_patients(account: Mapping[str, Any]) -> list[Finding]:
             "See data_errors.csv in the run directory.",
         )
     ]
-
-
-def _track(directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard) -> None:
-    if config.tracker is None:
-        raise UserError("the study names no tracker.")
-    from vitreous.reports.trackers import log_run
-
-    log_run(config.tracker, directory.root, leaderboard)
 
 
 def print_leaderboard(run_dir: Path, console: Console) -> None:

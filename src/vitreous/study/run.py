@@ -12,6 +12,7 @@ from vitreous.config.compose import load_study
 from vitreous.config.study import StudyConfig
 from vitreous.core.files import remove_partial_files, write_json
 from vitreous.features.store import FeatureStore
+from vitreous.reports.trackers import check_tracker
 from vitreous.study.account import write_account
 from vitreous.study.adapt import adapt_all, rows_of
 from vitreous.study.data import OpenedData, open_data
@@ -53,6 +54,8 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     """
     console = console or Console(stderr=True, highlight=False)
     directory = RunDirectory(run_dir or Path(config.runs).expanduser() / config.name)
+    if config.tracker is not None:
+        check_tracker(config.tracker)
     runtime = resolve_runtime(config)
     data = open_data(config)
     encoders = open_encoders(config, runtime, data.cache)
