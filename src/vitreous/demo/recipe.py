@@ -124,7 +124,7 @@ def apportion(total: int, shares: tuple[float, ...]) -> list[int]:
     """Whole numbers in proportion to `shares` that sum to `total` (largest remainder).
 
     >>> apportion(160, CLASS_SHARES)
-    [56, 36, 48, 20]
+    [56, 37, 48, 19]
     """
     scale = total / sum(shares)
     exact = [share * scale for share in shares]

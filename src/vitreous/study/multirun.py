@@ -12,21 +12,24 @@ from typing import Any
 from rich.console import Console
 
 from vitreous.config.compose import compose_study, find_study, forced, validate_study
+from vitreous.config.study import PLACES
 from vitreous.core.errors import UserError
 from vitreous.core.fingerprints import fingerprint
 from vitreous.study.report import print_joint_leaderboard
 from vitreous.study.run import run_study
 
 _LONGEST_NAME = 150
+_UNTOLD = PLACES | {"name"}
 
 
 def job_name(overrides: Sequence[str]) -> str:
-    """A folder name for the overrides of one job, readable and unique.
+    """A folder name for the overrides of one job, readable and unique; places and the study's name are left out.
 
-    >>> job_name(["++seeds=[0]", "++recipes.linear.epochs=10"])
+    >>> job_name(["++seeds=[0]", "++recipes.linear.epochs=10", "++runs=/data"])
     'recipes.linear.epochs=10,seeds=[0]'
     """
-    plain = ",".join(sorted(override.lstrip("+") for override in overrides))
+    told = [override.lstrip("+") for override in overrides]
+    plain = ",".join(sorted(one for one in told if one.split("=")[0] not in _UNTOLD)) or "as_it_stands"
     name = re.sub(r"[^A-Za-z0-9._,=\[\]{}:-]", "_", plain)
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{fingerprint(plain)[:8]}"
 
