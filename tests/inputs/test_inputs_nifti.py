@@ -39,8 +39,8 @@ def test_values_spacing_and_axes(tmp_path: Path, name: str, kind: type) -> None:
     source = save(tmp_path / (name if "." in name else "a.nii"), array, kind=kind)
     path = source.rename(tmp_path / name)
     volume = decode(path)
-    # i runs to the left, j to posterior: both turn round
-    np.testing.assert_array_equal(volume.voxels_DHW, array[::-1, ::-1, :].transpose(2, 1, 0))
+    # i runs to the left and j to posterior, as the columns and rows of an axial DICOM slice do
+    np.testing.assert_array_equal(volume.voxels_DHW, array.transpose(2, 1, 0))
     assert volume.spacing_mm == pytest.approx(np.linalg.norm(_AFFINE[:3, :3], axis=0)[::-1], rel=1e-6)
     assert volume.facts["format"] == ("NIfTI-1" if kind is nibabel.Nifti1Image else "NIfTI-2")
     assert volume.facts["warnings"] == ""
@@ -66,7 +66,7 @@ def test_stored_types_and_scaling(tmp_path: Path, dtype: type) -> None:
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(0.25, -7.0)
     nibabel.save(image, tmp_path / "a.nii")
-    expected = nibabel.load(tmp_path / "a.nii").get_fdata().transpose(2, 1, 0)
+    expected = nibabel.load(tmp_path / "a.nii").get_fdata().transpose(2, 1, 0)[:, ::-1, ::-1]
     np.testing.assert_allclose(decode(tmp_path / "a.nii").voxels_DHW, expected, rtol=1e-6)
 
 
@@ -102,13 +102,13 @@ def test_without_orientation_the_study_says_the_axes(tmp_path: Path) -> None:
 def test_one_time_point_is_a_volume(tmp_path: Path) -> None:
     array = values((7, 6, 5, 1))
     volume = decode(save(tmp_path / "a.nii", array, np.eye(4)))
-    np.testing.assert_array_equal(volume.voxels_DHW, array[..., 0].transpose(2, 1, 0))
+    np.testing.assert_array_equal(volume.voxels_DHW, array[..., 0].transpose(2, 1, 0)[:, ::-1, ::-1])
 
 
 def test_a_plane_is_one_slice(tmp_path: Path) -> None:
     array = values((7, 6))
     volume = decode(save(tmp_path / "a.nii", array, np.eye(4)), DeclaredAxes(spacing_mm=(1, 1, 1)))
-    np.testing.assert_array_equal(volume.voxels_DHW, array.T[None])
+    np.testing.assert_array_equal(volume.voxels_DHW, array.T[None, ::-1, ::-1])
 
 
 def test_a_header_that_nibabel_repairs_is_noted_and_not_printed(
@@ -141,7 +141,7 @@ def test_images_that_nibabel_ships(path: Path) -> None:
         return
     image = nibabel.as_closest_canonical(nibabel.load(path))
     volume = decode(path)
-    np.testing.assert_allclose(volume.voxels_DHW, image.get_fdata().transpose(2, 1, 0), rtol=1e-6)
+    np.testing.assert_allclose(volume.voxels_DHW, image.get_fdata().transpose(2, 1, 0)[:, ::-1, ::-1], rtol=1e-6)
     assert volume.spacing_mm == pytest.approx(image.header.get_zooms()[::-1])
 
 

@@ -32,6 +32,8 @@ def find_study(study: str) -> Path:
     """
     path = Path(study).expanduser()
     if path.is_file():
+        if path.suffix != ".yaml":
+            raise ConfigError(f"{study}: a study file must end in .yaml, as Hydra reads no other; rename it.")
         return path.resolve()
     name = study.removesuffix(".yaml")
     if name in packaged_studies():

@@ -65,6 +65,13 @@ class ParticipantsData(VolumeData):
     volumes: Literal["all", "first", "one per eye"] | dict[str, Scalar | list[Scalar]] = "all"
     domains: tuple[str, ...] = ()
 
+    @field_validator("split")
+    @classmethod
+    def _every_split(cls, split: Any) -> Any:
+        if isinstance(split, dict) and len(split) < 3:
+            raise ValueError(f"one file of ids for each of train, val and test; got only {', '.join(split)}")
+        return split
+
 
 class NpzData(VolumeData):
     """`kind: npz`: arrays train_images, train_labels, val_…, test_… in one file (the MedMNIST layout)."""

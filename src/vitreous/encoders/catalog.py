@@ -63,8 +63,13 @@ def load_encoder(
     file = read_checkpoint(fetch_file(str(path), cache=StagingCache(Path(DEFAULT_CACHE[0]), DEFAULT_CACHE[1])))
     role = _role(file, family, row, which)
     selection = select_tensors(
-        file.tensors, where=str(file.path), anchor=row.anchor, prefixes=row.prefixes[role], rules=row.rules[role],
-        key_prefix=key_prefix, wanted=f"{role} encoder of family {family}" if role != "only" else f"{family} encoder",
+        file.tensors,
+        where=str(file.path),
+        anchor=row.anchor,
+        prefixes=row.prefixes[role],
+        rules=row.rules[role],
+        key_prefix=key_prefix,
+        wanted=f"{role} encoder of family {family}" if role != "only" else f"{family} encoder",
     )
     try:
         inferred = row.infer(str(file.path), selection.tensors, file.config, family_options)
@@ -80,14 +85,30 @@ def load_encoder(
     backbone.load_state_dict(selection.tensors, strict=True)
     stored_bytes = sum(tensor.nbytes for tensor in selection.tensors.values())
     return _finished(
-        backbone, row, family, inferred.architecture, spec, spec_override, precision, device,
+        backbone,
+        row,
+        family,
+        inferred.architecture,
+        spec,
+        spec_override,
+        precision,
+        device,
         facts={
-            "origin": "checkpoint", "path": str(file.path), "file_sha256": file.sha256,
-            "which": role, "container": file.container, "key_prefix": selection.prefix,
-            "tensors_matched": len(selection.tensors), "tensors_total": len(expected),
-            "bytes_matched": stored_bytes, "bytes_total": stored_bytes,
-            "inferred": {**values, "sources": inferred.sources}, "config": file.config, "facts": file.facts,
-            "ignored_by_rule": _ignored(file, selection), "distance_from_random": distance,
+            "origin": "checkpoint",
+            "path": str(file.path),
+            "file_sha256": file.sha256,
+            "which": role,
+            "container": file.container,
+            "key_prefix": selection.prefix,
+            "tensors_matched": len(selection.tensors),
+            "tensors_total": len(expected),
+            "bytes_matched": stored_bytes,
+            "bytes_total": stored_bytes,
+            "inferred": {**values, "sources": inferred.sources},
+            "config": file.config,
+            "facts": file.facts,
+            "ignored_by_rule": _ignored(file, selection),
+            "distance_from_random": distance,
         },
     )
 
@@ -128,11 +149,28 @@ def build_random_encoder(
     tensors = backbone.state_dict()
     total_bytes = sum(tensor.nbytes for tensor in tensors.values())
     return _finished(
-        backbone, row, family, stated, spec, spec_override, precision, device,
+        backbone,
+        row,
+        family,
+        stated,
+        spec,
+        spec_override,
+        precision,
+        device,
         facts={
-            "origin": f"random, seed {seed}", "path": None, "file_sha256": None, "which": "only", "container": "",
-            "key_prefix": "", "tensors_matched": len(tensors), "tensors_total": len(tensors),
-            "bytes_matched": total_bytes, "bytes_total": total_bytes, "inferred": {}, "config": {}, "facts": {},
+            "origin": f"random, seed {seed}",
+            "path": None,
+            "file_sha256": None,
+            "which": "only",
+            "container": "",
+            "key_prefix": "",
+            "tensors_matched": len(tensors),
+            "tensors_total": len(tensors),
+            "bytes_matched": total_bytes,
+            "bytes_total": total_bytes,
+            "inferred": {},
+            "config": {},
+            "facts": {},
             "distance_from_random": {},
         },
     )
@@ -152,6 +190,10 @@ def _finished(
 ) -> Encoder:
     own_spec = row.default_spec(architecture)
     used_spec = _spec_in_force(family, own_spec, spec, spec_override)
+    if used_spec.channels != own_spec.channels:
+        raise ConfigError(
+            f"input.channels of family {family}: the weights take {own_spec.channels}; got {used_spec.channels}."
+        )
     values = architecture.model_dump(mode="json")
     weights_hash = hash_weights(family, values, backbone.state_dict())
     prepared = cast(Backbone, backbone)
@@ -160,15 +202,26 @@ def _finished(
     except ValueError as error:
         raise ConfigError(f"input of family {family}: {error}.") from error
     receipt = Receipt(
-        family=family, weights_hash=weights_hash, precision=precision, spec=used_spec.model_dump(mode="json"),
+        family=family,
+        weights_hash=weights_hash,
+        precision=precision,
+        spec=used_spec.model_dump(mode="json"),
         spec_override=own_spec.model_dump(mode="json") if used_spec != own_spec else None,
-        parameters=sum(parameter.numel() for parameter in backbone.parameters()), **facts,
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        **facts,
     )
     backbone.eval().requires_grad_(False)
     prepared.set_precision(DTYPES[precision])
     encoder = Encoder(
-        backbone, grid, used_spec, receipt, width=prepared.width, family=family, architecture=values,
-        weights_hash=weights_hash, precision=precision,
+        backbone,
+        grid,
+        used_spec,
+        receipt,
+        width=prepared.width,
+        family=family,
+        architecture=values,
+        weights_hash=weights_hash,
+        precision=precision,
     )
     return encoder.eval().requires_grad_(False).to(device)
 

@@ -18,8 +18,19 @@ from vitreous.encoders.stand_ins import is_allowed_global, make_stand_in, plain_
 _TENSOR_KEYS = ("model_state_dict", "state_dict", "model")
 _CONFIG_KEYS = ("config", "cfg", "args", "hyper_parameters")
 _MALFORMED = (  # what the weights-only unpickler raises on bytes that are not what they claim
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-    AssertionError, OverflowError, struct.error, zipfile.BadZipFile, OSError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    OSError,
 )
 
 

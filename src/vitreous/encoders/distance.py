@@ -8,9 +8,7 @@ import torch
 _VALUES_PER_TENSOR = 16384
 
 
-def distance_from_random(
-    weights: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor]
-) -> dict[str, float]:
+def distance_from_random(weights: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Per layer, how far its values would have to move to be distributed as freshly initialised ones.
 
     The 1-Wasserstein distance between the sorted values of each tensor and of its fresh twin, summed over the

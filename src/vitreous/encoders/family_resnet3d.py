@@ -35,9 +35,7 @@ def _infer(
             depths[layer] = max(depths[layer], int(found[2]) + 1)
     in_chans = tensors["conv1.weight"].shape[1] if "conv1.weight" in tensors else 3
     size = {"img_size": options["img_size"]} if "img_size" in options else {}
-    architecture = ResNet3DArchitecture(
-        depths=(depths[0], depths[1], depths[2], depths[3]), in_chans=in_chans, **size
-    )
+    architecture = ResNet3DArchitecture(depths=(depths[0], depths[1], depths[2], depths[3]), in_chans=in_chans, **size)
     return Inferred(architecture, {"img_size": "option img_size" if size else "rule: 160×224×224 for this family"})
 
 

@@ -63,8 +63,14 @@ def infer_vit3d(
     num_heads, heads_source = _num_heads(where, config, options, embed_dim)
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0] if "blocks.0.mlp.fc1.weight" in tensors else 4 * embed_dim
     architecture = ViT3DArchitecture(
-        img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, depth=depth,
-        num_heads=num_heads, mlp_ratio=hidden / embed_dim, eps=float(options.get("eps", 1e-5)),
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=hidden / embed_dim,
+        eps=float(options.get("eps", 1e-5)),
         qkv_bias=any(name.endswith(".attn.qkv.bias") for name in tensors),
     )
     eps_source = "option eps" if "eps" in options else "rule: 1e-5 for this family"
@@ -134,9 +140,7 @@ def _as_size(where: str, name: str, value: Any) -> tuple[int, int, int]:
     return extents[0], extents[1], extents[2]
 
 
-def _num_heads(
-    where: str, config: Mapping[str, Any], options: Mapping[str, Any], embed_dim: int
-) -> tuple[int, str]:
+def _num_heads(where: str, config: Mapping[str, Any], options: Mapping[str, Any], embed_dim: int) -> tuple[int, str]:
     said = _stored(config, "num_heads")
     if "num_heads" in options:
         said.insert(0, ("option num_heads", options["num_heads"]))

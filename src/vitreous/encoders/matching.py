@@ -122,11 +122,13 @@ def check_complete(
     unexpected = [name for name in found if name not in expected]
     shapes = [
         f"{name}: file {tuple(found[name].shape)}, encoder {tuple(shape)}"
-        for name, shape in expected.items() if name in found and found[name].shape != shape
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
     ]
     problems = [
         f"{len(names)} {what}: {_listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
     ]
     if problems:
         matched = len(expected) - len(missing) - len(shapes)

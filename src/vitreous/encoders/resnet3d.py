@@ -15,7 +15,9 @@ from torch.nn import functional as F
 Size3 = tuple[int, int, int]
 
 DEPTHS: dict[str, tuple[int, int, int, int]] = {
-    "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
 }
 _WIDTHS = (64, 128, 256, 512)
 _EXPANSION = 4
@@ -41,7 +43,8 @@ class Bottleneck3D(nn.Module):
         self.bn3 = nn.BatchNorm3d(out_chans)
         self.downsample = (
             nn.Sequential(nn.Conv3d(in_chans, out_chans, 1, stride, bias=False), nn.BatchNorm3d(out_chans))
-            if has_downsample else None
+            if has_downsample
+            else None
         )
 
     def fold(self) -> None:

@@ -20,8 +20,20 @@ _ALLOWED_NUMPY = re.compile(
 )
 _ALLOWED_BUILTINS = frozenset(  # types that a config names as the type of a field
     f"builtins.{name}"
-    for name in ("bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "set", "str",
-                 "tuple")
+    for name in (
+        "bool",
+        "bytes",
+        "complex",
+        "dict",
+        "float",
+        "frozenset",
+        "int",
+        "list",
+        "object",
+        "set",
+        "str",
+        "tuple",
+    )
 )
 _NUMERIC_DTYPE = re.compile(r"[<>|=]?[biufc]\d+")
 

@@ -26,9 +26,7 @@ _TOKENS_PER_CHUNK = 2304  # of the MLP without gradients: its hidden layer is fo
 class TokenAttention(Attention):
     """timm's attention with :func:`attend` in its middle."""
 
-    def forward(
-        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
         if attn_mask is not None or is_causal:
             raise ValueError("this encoder attends from every token to every token; masks are not supported")
         qkv_3BHNE = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
@@ -52,9 +50,7 @@ class TokenMlp(Mlp):
 class TokenBlock(Block):
     """timm's pre-norm block whose residual stream and norms stay in float32 whatever the matrices' precision."""
 
-    def forward(
-        self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
         dtype: torch.dtype = self.attn.qkv.weight.dtype  # type: ignore[union-attr, assignment]
         x = x + self.attn(self.norm1(x).to(dtype), attn_mask=attn_mask, is_causal=is_causal)
         if torch.is_grad_enabled():
@@ -125,8 +121,13 @@ class ViT3D(nn.Module):
         norm_layer: type[nn.Module] = partial(nn.LayerNorm, eps=eps)  # type: ignore[assignment]
         self.blocks = nn.ModuleList(
             TokenBlock(
-                embed_dim, num_heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm_layer,
-                attn_layer=TokenAttention, mlp_layer=TokenMlp,
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                qkv_bias=qkv_bias,
+                norm_layer=norm_layer,
+                attn_layer=TokenAttention,
+                mlp_layer=TokenMlp,
             )
             for _ in range(depth)
         )

@@ -1,10 +1,9 @@
 """NIfTI-1 and NIfTI-2 files (.nii, .nii.gz) as volumes.
 
-Axes: the nearest anatomical axes of the file's affine decide. D inferior → superior, H posterior → anterior,
-W left → right, whatever the order in the file; so flipped or permuted copies of an image, with their affines,
-give equal volumes. (DICOM's axial rows run the other way, to posterior, and its columns to the left.) A file
-that states no orientation (sform_code and qform_code are 0) needs the study's `data.axes`, read as the order
-of the file's i, j, k.
+Axes: the nearest anatomical axes of the file's affine decide. D inferior → superior, H anterior → posterior,
+W right → left, as axial DICOM slices lie, whatever the order in the file; so flipped or permuted copies of an image,
+with their affines, give equal volumes. A file that states no orientation (sform_code and qform_code are 0) needs the
+study's `data.axes`, read as the order of the file's i, j, k.
 """
 
 import gzip
@@ -164,7 +163,8 @@ def _oriented(
     orientation = nibabel.io_orientation(affine)
     canonical_RAS = nibabel.apply_orientation(values_IJK, orientation)
     source = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0)]
-    return np.ascontiguousarray(canonical_RAS.transpose(2, 1, 0)), "affine", (source[0], source[1], source[2])
+    axial_DHW = canonical_RAS.transpose(2, 1, 0)[:, ::-1, ::-1]
+    return np.ascontiguousarray(axial_DHW), "affine", (source[0], source[1], source[2])
 
 
 def _spacing(header: Any, order: tuple[int, int, int], declared: DeclaredAxes) -> tuple[Spacing | None, str]:

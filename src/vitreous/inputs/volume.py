@@ -5,7 +5,7 @@ Axes: D slice, H row, W column. Spacing in millimetres in the order (D, H, W).
 | format | D | H | W |
 |---|---|---|---|
 | DICOM | frame, by position along the normal where the file says it | row, down the image | column |
-| NIfTI | inferior → superior | posterior → anterior | left → right |
+| NIfTI | inferior → superior | anterior → posterior | right → left, as axial DICOM slices lie |
 | NPY, NPZ | as the study declares (`data.axes`) | | |
 """
 

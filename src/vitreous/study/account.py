@@ -1,11 +1,11 @@
 """Everything is accounted for: each row of the table and each file, and what became of it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from vitreous.core.errors import UserError
 from vitreous.core.files import replacing, write_json
 from vitreous.samples.cohort import Cohort
 from vitreous.study.data import OpenedData
@@ -92,5 +92,8 @@ def _patients_lost(data: OpenedData, features: StudyFeatures) -> dict[str, int]:
 
 def read_account(directory: RunDirectory) -> dict[str, Any]:
     """``account.json`` of a run."""
-    account: dict[str, Any] = json.loads(Path(directory.root / "account.json").read_text())
+    path = directory.root / "account.json"
+    if not path.exists():
+        raise UserError(f"{directory.root}: the run is not finished (no account.json); run the same study again.")
+    account: dict[str, Any] = json.loads(path.read_text())
     return account

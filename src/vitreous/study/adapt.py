@@ -17,6 +17,7 @@ from vitreous.config.recipes import Knn, LinearProbe, LogisticRegression, MlpPro
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError
 from vitreous.core.files import replacing, write_json
+from vitreous.core.finding import Finding
 from vitreous.core.fingerprints import fingerprint
 from vitreous.core.predictions import Predictions
 from vitreous.core.progress import progress_bar
@@ -216,6 +217,7 @@ def _write_selection(
     )
     with replacing(folder / "grid.csv") as aside:
         table.to_csv(aside, index=False)
+    findings = [*chosen.findings, *_find_unconverged([fitted[index] for index in chosen.member_idx])]
     write_json(
         folder / "selection.json",
         {
@@ -225,10 +227,25 @@ def _write_selection(
             "margin": None if isinstance(chosen.margin, Undefined) else chosen.margin,
             "runner_up": chosen.runner_up,
             "num_diverged": chosen.num_diverged,
-            "findings": [vars(finding) for finding in chosen.findings],
+            "findings": [vars(finding) for finding in findings],
             "best_seed": fitted[chosen.best_member_idx].seed,
         },
     )
+
+
+def _find_unconverged(chosen: Sequence[FittedProbe | FittedReference]) -> list[Finding]:
+    stopped = [one for one in chosen if isinstance(one, FittedReference) and not one.converged]
+    if not stopped:
+        return []
+    return [
+        Finding(
+            "not_converged",
+            "warning",
+            "The solver of the chosen reference stopped at its last iteration, before it converged.",
+            ", ".join(f"{name}={value}" for name, value in stopped[0].settings.items()),
+            "Choose smaller values of C.",
+        )
+    ]
 
 
 def _number(score: float | Undefined) -> float:

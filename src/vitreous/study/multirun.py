@@ -43,7 +43,7 @@ def run_job(composed: Any) -> str:
     if not isinstance(values, dict):
         raise UserError("a study is a mapping of keys.")
     config = validate_study({str(key): value for key, value in values.items()})
-    folder = Path(config.runs) / config.name / "multirun" / job_name(HydraConfig.get().overrides.task)
+    folder = Path(config.runs).expanduser() / config.name / "multirun" / job_name(HydraConfig.get().overrides.task)
     return str(run_study(config, run_dir=folder).run_dir)
 
 

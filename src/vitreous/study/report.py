@@ -17,7 +17,7 @@ from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_lead
 from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
-from vitreous.reports.trackers import log_run
+from vitreous.reports.trackers import TrackerKind, log_run
 from vitreous.study.account import read_account
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.ledger import Ledger
@@ -38,8 +38,11 @@ def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
     )
 
 
-def write_outputs(directory: RunDirectory) -> pd.DataFrame:
-    """Write leaderboard.csv, leaderboard.md and report.html, and tell the tracker if the study names one.
+def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -> pd.DataFrame:
+    """Write leaderboard.csv, leaderboard.md and report.html.
+
+    Args:
+        tracker: is told too, if given.
 
     Returns:
         The leaderboard as a table.
@@ -52,8 +55,8 @@ def write_outputs(directory: RunDirectory) -> pd.DataFrame:
     write_leaderboard(leaderboard, directory.root)
     data = _report_data(directory, config, leaderboard)
     render_report(data, directory.report)
-    if config.tracker is not None:
-        log_run(config.tracker, directory.root, leaderboard, data.curves)
+    if tracker is not None:
+        log_run(tracker, directory.root, leaderboard, data.curves)
     return pd.read_csv(directory.root / "leaderboard.csv")
 
 

@@ -75,7 +75,7 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     adapt_all(config, directory, rows, partitions, features, models)
     write_rows(directory, rows, encoders, config.folds.k if config.folds else None)
     evaluate_all(config, directory, rows, partitions, features)
-    leaderboard = write_outputs(directory)
+    leaderboard = write_outputs(directory, config.tracker)
     return Result(directory.root, leaderboard, directory.report)
 
 
