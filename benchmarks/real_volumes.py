@@ -67,10 +67,11 @@ def main() -> None:
     table = arguments.out / f"{arguments.task}_train{arguments.train or 'all'}.npz"
     if not table.exists():
         write_drawn(arguments.data / name, table, arguments.train)
-    window = "normalisation: {kind: window, low: 0, high: 255}"  # shape masks of 0 and 255, not Hounsfield units
+    # shape masks of 0 and 255: not Hounsfield units, and so thin that both percentiles of LiteMedSAM's clip are 0
+    window = "normalisation: {kind: window, low: 0, high: 255}"
     encoders = []
     if arguments.medsam:
-        options = f"options: {{num_slices: {arguments.slices}}}"
+        options = f"options: {{num_slices: {arguments.slices}}}, input: {{{window}}}"
         encoders.append(f"medsam: {{family: litemedsam, checkpoint: '{arguments.medsam}', {options}}}")
     if arguments.resnet:
         options = f"options: {{img_size: [64, 64, 64]}}, input: {{{window}}}"
