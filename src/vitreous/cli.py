@@ -165,6 +165,15 @@ def main() -> None:
     except VitreousError as error:
         console.print(f"[bold red]failed:[/] {_escape(error)}")
         sys.exit(1)
+    except OSError as error:
+        where = f" {error.filename}:" if error.filename else ""
+        console.print(f"[bold red]failed:[/]{_escape(where)} {_escape(error.strerror or error)}")
+        sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        console.print(f"[bold red]failed:[/] the device is out of memory; lower batch_size. {_escape(error)}")
+        sys.exit(1)
     except InterruptedRun:
         console.print("[bold yellow]interrupted:[/] what is finished is kept; the same command continues.")
         sys.exit(130)
@@ -174,7 +183,7 @@ def _interrupt(signum: int, frame: object) -> None:
     raise InterruptedRun
 
 
-def _escape(error: Exception) -> str:
+def _escape(error: object) -> str:
     from rich.markup import escape
 
     return escape(str(error))

@@ -11,7 +11,7 @@ import torch
 from vitreous.core.errors import StorageError
 from vitreous.core.input_spec import InputSpec
 from vitreous.encoders.catalog import build_random_encoder
-from vitreous.encoders.encoder import Encoder
+from vitreous.encoders.encoder import Encoder, Tokens
 from vitreous.features.encode import EncoderTask, PassSummary, Request, Staged, encode_missing
 from vitreous.features.store import FeatureSpace, FeatureStore
 from vitreous.inputs.decode import decode_volume
@@ -173,7 +173,7 @@ def test_an_unreachable_file_is_asked_for_again(tmp_path: Path) -> None:
             yield request, StorageError("no answer") if request.file_id == "id001" else request.source
 
     summary = run(tmp_path / "store", [encoder(0)], requests, stage=failing)
-    assert list(summary.unreachable) == ["id001"]
+    assert list(summary.unusable) == ["id001"]
     assert store_for(tmp_path / "store", encoder(0)).known_files() == {"id000", "id002"}
     assert run(tmp_path / "store", [encoder(0)], requests).num_encoded == {"e0": 1}
 
@@ -202,3 +202,42 @@ def test_the_wrong_normalisation_changes_the_features(tmp_path: Path) -> None:
     assert one is not None
     assert other is not None
     assert np.abs(one.features_D - other.features_D).max() > 0.05
+
+
+def test_a_file_beyond_the_limit_is_tried_again_when_the_limit_is_raised(tmp_path: Path) -> None:
+    requests = write_volumes(tmp_path, 3)
+
+    def strict(request: Request, path: Path) -> Volume:
+        return decode_volume(path, declared=DECLARED, max_bytes=100)
+
+    summary = run(tmp_path / "store", [encoder(0)], requests, load_volume=strict)
+    assert len(summary.unusable) == 3
+    assert "allow more bytes per volume" in str(summary.unusable["id000"])
+    assert run(tmp_path / "store", [encoder(0)], requests).num_encoded == {"e0": 3}
+
+
+def test_a_pass_with_too_many_bad_files_stops_early(tmp_path: Path) -> None:
+    requests = write_volumes(tmp_path, 12)
+    for request in requests[:6]:
+        Path(request.source).write_bytes(b"no volume")
+    summary = run(tmp_path / "store", [encoder(0)], requests, max_bad=2)
+    assert summary.is_stopped
+    assert summary.num_files == 3
+    assert len(store_for(tmp_path / "store", encoder(0)).known_files()) == 3
+
+
+def test_a_bad_file_does_not_move_the_batches_of_its_neighbours(tmp_path: Path) -> None:
+    requests = write_volumes(tmp_path, 7)
+    run(tmp_path / "whole", [encoder(0)], requests)
+    sizes = []
+
+    class Watched(Encoder):
+        def forward(self, x_BCDHW: torch.Tensor) -> Tokens:
+            sizes.append(len(x_BCDHW))
+            return super().forward(x_BCDHW)
+
+    Path(requests[1].source).write_bytes(b"")
+    watched = encoder(0)
+    watched.__class__ = Watched
+    run(tmp_path / "store", [watched], requests)
+    assert sizes == [2, 1, 3], "batches of three files, cut at the shard of four"

@@ -71,7 +71,7 @@ def test_images_are_not_loaded(tmp_path: Path, arrays: dict[str, Any]) -> None:
         ({"train_labels": np.full(12, 2)}, r"train_labels holds 2 \(items 0, 1.* and 2 more\), outside the 2 classes"),
         ({"train_labels": np.zeros((12, 3), int)}, r"must be whole numbers of the shape \(N,\) or \(N, 1\); got int64"),
         ({"train_labels": np.zeros(12)}, "must be whole numbers.*got float64"),
-        ({"train_labels": np.zeros(12, int)}, "no training patient has the class 'yes'"),
+        ({"train_labels": np.zeros(12, int)}, "no patient of the split 'train' has the class 'yes'"),
         ({"test_images": np.zeros((5, 4))}, r"test_images has the shape \(5, 4\); it must be \(items, …\)"),
         ({"train_labels": np.array([{}] * 12)}, "train_labels cannot be read.*allow_pickle"),
     ],

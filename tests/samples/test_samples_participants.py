@@ -12,6 +12,7 @@ from cohort_tables import CLASSES, DEVICES, Tables, listing_of, manifest_frame, 
 
 from vitreous.core.errors import SampleError
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, Cohort
+from vitreous.samples.folds import fold_cohorts
 from vitreous.storage.location import Location, ObjectInfo
 
 
@@ -121,6 +122,9 @@ def test_leading_zeros_stay(tables: Tables) -> None:
 
 def test_where_by_truth_value_and_list(tables: Tables) -> None:
     tables.people.loc[:3, "retinal_oct"] = "False"
+    is_kept = (tables.people["retinal_oct"] == "TRUE") & (tables.people["clinical_site"] != "UCSD")
+    turn = tables.people[is_kept].groupby("study_group").cumcount() % 3  # every class in every split
+    tables.people.loc[is_kept, "recommended_split"] = turn.map({0: "train", 1: "val", 2: "test"})
     cohort = tables.load(where={"retinal_oct": True, "clinical_site": ["UAB", "UW"]})
     kept = tables.people[(tables.people["retinal_oct"] == "TRUE") & (tables.people["clinical_site"] != "UCSD")]
     assert set(cohort.samples["patient_id"]) == set(kept["participant_id"])
@@ -326,14 +330,27 @@ def test_unknown_domain_and_label_as_domain(tables: Tables) -> None:
 def test_class_without_training_participant(tables: Tables) -> None:
     train = (tables.people["recommended_split"] == "train") & (tables.people["study_group"] == "healthy")
     tables.people.loc[train, "recommended_split"] = "val"
-    with pytest.raises(SampleError, match="no training patient has the class 'healthy'"):
+    with pytest.raises(SampleError, match="no patient of the split 'train' has the class 'healthy'"):
         tables.load()
 
 
-def test_class_absent_from_val_is_a_finding(tables: Tables) -> None:
-    val = (tables.people["recommended_split"] == "val") & (tables.people["study_group"] == "healthy")
-    tables.people = tables.people[~val]
+def test_class_absent_from_val_is_refused_and_from_test_a_finding(tables: Tables) -> None:
+    people = tables.people
+    is_healthy = people["study_group"] == "healthy"
+    tables.people = people[~(is_healthy & (people["recommended_split"] == "val"))]
+    with pytest.raises(SampleError, match="no patient of the split 'val' has the class 'healthy', so nothing could be"):
+        tables.load()
+    tables.people = people[~(is_healthy & (people["recommended_split"] == "test"))]
     assert "class_absent" in codes(tables.load())
+
+
+def test_without_a_split_all_labels_are_sealed_until_folds_give_one(tables: Tables) -> None:
+    tables.people = tables.people.drop(columns="recommended_split")
+    cohort = tables.load(split=None)
+    assert set(cohort.samples["split"]) == {""}
+    assert set(cohort.samples["y"]) == {-1}
+    assert set(cohort.count_by(["split", "class"])["split"]) == {""}
+    assert set(fold_cohorts(cohort, num_folds=3, seed=0)[0].samples["split"]) == {"train", "val", "test"}
 
 
 def test_empty_split(tables: Tables) -> None:

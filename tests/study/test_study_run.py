@@ -11,7 +11,7 @@ from cohorts import CLASSES, contents, study_values, write_checkpoint, write_coh
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from vitreous.config.compose import validate_study
-from vitreous.core.errors import ConfigError, SampleError, StudyMismatchError, TooManyQuarantinedError
+from vitreous.core.errors import ConfigError, RunError, SampleError, StudyMismatchError, TooManyQuarantinedError
 from vitreous.core.privacy import load_id_key
 from vitreous.study.report import write_outputs
 from vitreous.study.run import Result, run_study
@@ -244,8 +244,9 @@ def test_bad_files_are_quarantined_and_too_many_stop_the_run(tmp_path: Path) -> 
     assert account["quarantined"] == 2
     for path in files[5:15]:
         path.write_bytes(b"not a volume")
-    with pytest.raises(TooManyQuarantinedError, match=r"12 of 72 samples \(16.7%\) cannot be used, more than"):
+    with pytest.raises(TooManyQuarantinedError, match=r"6 of 72 samples \(8.3%\) cannot be used, and the pass was"):
         run_study(validate_study(study_values(root, name="worse")))
+    assert len(pd.read_csv(root / "runs" / "worse" / "data_errors.csv")) == 6
 
 
 def test_an_overridden_input_is_named_in_leaderboard_and_report(tmp_path: Path) -> None:
@@ -301,3 +302,89 @@ def test_a_collapsed_head_is_named(tmp_path: Path) -> None:
 def test_resolved_settings_are_a_study_that_runs(finished: tuple[Path, Result]) -> None:
     _, result = finished
     assert validate_study(yaml.safe_load((result.run_dir / "study.yaml").read_text())).name == "small"
+
+
+def test_a_split_that_quarantine_empties_stops_the_run_before_test_is_opened(tmp_path: Path) -> None:
+    root = write_cohort(tmp_path)
+    table = pd.read_csv(root / "participants.tsv", sep="\t", dtype=str)
+    is_val_late = (table["recommended_split"] == "val") & (table["study_group"] == "late")
+    for name in table.loc[is_val_late, "participant_id"]:
+        for path in root.rglob(f"{name}_*.npy"):
+            path.write_bytes(b"")
+    values = study_values(root)
+    values["data"]["max_quarantined"] = 0.5
+    with pytest.raises(RunError, match="no usable patient of class 'late' is left in val"):
+        run_study(validate_study(values))
+    assert not (root / "runs" / "small" / "ledger.jsonl").exists()
+    assert len(pd.read_csv(root / "runs" / "small" / "data_errors.csv")) > 0
+
+
+def test_seeds_in_any_order_stand_in_their_own_folders(finished: tuple[Path, Result]) -> None:
+    root, result = finished
+    turned = run_study(validate_study(study_values(root, name="turned", seeds=[1, 0])))
+    for seed in (0, 1):
+        head = Path("first") / "linear" / f"seed{seed}"
+        assert json.loads((turned.run_dir / head / "model.json").read_text())["seed"] == seed
+        for name in ("best.safetensors", "test_preds.parquet"):
+            assert (turned.run_dir / head / name).read_bytes() == (result.run_dir / head / name).read_bytes()
+
+
+def test_a_raised_limit_takes_effect(tmp_path: Path) -> None:
+    root = write_cohort(tmp_path)
+    values = study_values(root)
+    values["data"] |= {"max_volume_gb": 1e-6}
+    with pytest.raises(TooManyQuarantinedError, match="allow more bytes per volume"):
+        run_study(validate_study(values))
+    values["data"] |= {"max_volume_gb": 1.0}
+    account = run_study(validate_study(values | {"name": "raised"})).run_dir / "account.json"
+    assert json.loads(account.read_text())["quarantined"] == 0
+
+
+def write_npz(path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for split, count in (("train", 24), ("val", 12), ("test", 12)):
+        labels = np.arange(count) % 2
+        images = rng.integers(0, 100, size=(count, 8, 20, 20)).astype(np.uint8)
+        images[labels == 1, :, :10] += 100
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels[:, None].astype(np.uint8)}
+    np.savez(path, **arrays)
+
+
+def test_an_npz_study_runs_and_another_file_under_the_same_path_is_another_cohort(tmp_path: Path) -> None:
+    write_npz(tmp_path / "volumes.npz", 0)
+    data = {"kind": "npz", "table": str(tmp_path / "volumes.npz"), "classes": ["no", "yes"], "axes": "DHW"}
+    values = study_values(tmp_path, data=data)
+    result = run_study(validate_study(values))
+    assert result.leaderboard.set_index("encoder").loc["first", "test_balanced_accuracy"] == 1.0
+    assert "no patient ids" in result.report.read_text()
+    write_npz(tmp_path / "volumes.npz", 1)
+    with pytest.raises(StudyMismatchError, match=r"content\.cohort"):
+        run_study(validate_study(values))
+
+
+def test_a_participant_without_a_file_is_a_row_with_its_rule(tmp_path: Path) -> None:
+    root = write_cohort(tmp_path)
+    (root / "retinal_oct" / "structural_oct" / "device0" / "2000" / "2000_0.npy").unlink()
+    result = run_study(validate_study(study_values(root)))
+    account = json.loads((result.run_dir / "account.json").read_text())
+    assert account["excluded_by_rule"] == {"participant without a file": 1}
+    assert account["rows"] == account["encoded"] + 1
+    manifest = pd.read_parquet(result.run_dir / "manifest.parquet")
+    assert manifest.loc[manifest["fate"] == "excluded", "patient_id"].tolist() == ["2000"]
+
+
+def test_a_head_s_config_is_a_recipe(finished: tuple[Path, Result]) -> None:
+    _, result = finished
+    recipe = yaml.safe_load((result.run_dir / "first" / "linear" / "seed0" / "config.yaml").read_text())
+    config = validate_study(study_values(finished[0], recipes={"again": recipe}))
+    assert config.recipes["again"].kind == "linear_probe"
+    assert recipe["lr"] in (1e-3, 1e-2)
+
+
+def test_a_grid_finer_than_the_tokens_is_refused_first(tmp_path: Path) -> None:
+    root = write_cohort(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"features.grid \[4, 4, 4\] is finer than this encoder's token grid \[2, 2, 2\]"
+    ):
+        run_study(validate_study(study_values(root, features={"pooling": "grid", "grid": [4, 4, 4]})))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from vitreous.config.model import Frozen
 
@@ -65,6 +65,18 @@ class ParticipantsData(VolumeData):
     volumes: Literal["all", "first", "one per eye"] | dict[str, Scalar | list[Scalar]] = "all"
     domains: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _one_way_to_files(self) -> "ParticipantsData":
+        if self.manifest is not None and "pattern" in self.model_fields_set:
+            raise ValueError("manifest and pattern both say whose each file is; leave one of them out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the pattern that a manifest replaces."""
+        without = {"pattern"} if self.manifest is not None else set()
+        return {name: value for name, value in dump(self).items() if name not in without}
+
     @field_validator("split")
     @classmethod
     def _every_split(cls, split: Any) -> Any:
@@ -79,7 +91,7 @@ class NpzData(VolumeData):
     kind: Literal["npz"]
     # an npz file cannot say its axes, so the study must
     axes: str
-    patients: str | None = None
+    patient: str | None = None
 
     @field_validator("axes", mode="before")
     @classmethod

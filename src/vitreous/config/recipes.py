@@ -46,8 +46,8 @@ class _Probe(Frozen):
     dropout: Dropout = 0.0
     class_weights: ClassWeights = "none"
     label_smoothing: Dropout = 0.0
-    warmup_epochs: Annotated[int, Field(ge=0)] = 5
-    patience: PositiveInt = 10
+    warmup_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    patience: PositiveInt | None = 10
     min_delta: NonNegative = 0.0
     grid: ProbeGrid = ProbeGrid()
 
@@ -67,7 +67,7 @@ class _Probe(Frozen):
         for axis, values in self.grid:
             if values is not None and axis in self.model_fields_set:
                 raise ValueError(f"{axis} stands both at the top and under grid; leave one of them out")
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup_epochs != "auto" and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs})")
         return self
 

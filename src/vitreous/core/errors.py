@@ -56,5 +56,12 @@ class RunError(VitreousError):
     """A run cannot go on, through no fault of its settings."""
 
 
+class CircumstanceError(InputError):
+    """One file cannot be used as things stand: a limit, a missing decoder, a permission. Its content may be sound.
+
+    Such a sample is quarantined in this run and tried again in the next; nothing is remembered about it.
+    """
+
+
 class TooManyQuarantinedError(VitreousError):
     """More samples were quarantined than the study allows."""

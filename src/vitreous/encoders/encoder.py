@@ -14,6 +14,9 @@ from vitreous.core.fingerprints import canonical_json
 from vitreous.core.input_spec import InputSpec
 from vitreous.encoders.receipt import Receipt
 
+# part of every feature key: rises whenever a change of the forward pass changes any encoder's tokens
+FORWARD_VERSION = 1
+
 Size3 = tuple[int, int, int]
 Precision = Literal["fp32", "bf16"]
 

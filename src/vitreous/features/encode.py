@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitreous.core.errors import InputError, StorageError
+from vitreous.core.errors import CircumstanceError, InputError, StorageError
 from vitreous.core.input_spec import InputSpec
 from vitreous.core.progress import Advance, no_progress
 from vitreous.encoders.encoder import Encoder
@@ -61,13 +61,16 @@ class PassSummary:
         num_files: files decoded, each once.
         num_encoded: per encoder name, rows written.
         seconds: wall time of the pass.
-        unreachable: file ids whose bytes could not be fetched, with the error; asked for again on the next run.
+        unusable: file ids that could not be used as things stand (not fetched, beyond a limit, no decoder), with the
+            error; nothing is kept of them, and they are asked for again on the next run.
+        is_stopped: the pass ended early, since more files than allowed could not be used.
     """
 
     num_files: int = 0
     num_encoded: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    unreachable: dict[str, StorageError] = field(default_factory=dict)
+    unusable: dict[str, StorageError | CircumstanceError] = field(default_factory=dict)
+    is_stopped: bool = False
 
 
 Staged = tuple[Request, Path | StorageError]
@@ -80,7 +83,12 @@ class _Prepared:
     request: Request
     statistics: Mapping[str, Any]
     inputs: Mapping[str, torch.Tensor | InputError]
-    unreachable: StorageError | None = None
+    unusable: StorageError | CircumstanceError | None = None
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether some encoder gets no tensor of this file."""
+        return self.unusable is not None or any(isinstance(one, InputError) for one in self.inputs.values())
 
 
 class _ShardWriter:
@@ -103,11 +111,12 @@ class _ShardWriter:
                 self.waiting.append((len(self.rows), tensor))
                 self.rows.append(EncodedFile(file_id, None, prepared.statistics))
         self.num_seen += 1
-        if len(self.waiting) == self.task.batch_size:
-            self._encode()
-        # counted by files seen, so that the boundaries do not move when a file could not be fetched
-        if self.num_seen % self.shard_size == 0:
+        # by the file's place in its shard, so that no boundary moves when a file could not be used or a pass is resumed
+        place = self.num_seen % self.shard_size
+        if place == 0:
             self.flush()
+        elif place % self.task.batch_size == 0:
+            self._encode()
 
     def flush(self) -> None:
         self._encode()
@@ -147,6 +156,7 @@ def encode_missing(
     load_volume: Callable[[Request, Path], Volume],
     shard_size: int = 64,
     workers: int = 2,
+    max_bad: int | None = None,
     device: torch.device | None = None,
     progress: Advance = no_progress,
 ) -> PassSummary:
@@ -159,6 +169,7 @@ def encode_missing(
         load_volume: decodes a staged file; raises InputError for one that cannot be used.
         shard_size: files a shard; a killed pass repeats at most this many.
         workers: decoding threads.
+        max_bad: the pass stops when more files than this cannot be used; None goes through all.
         progress: called once per file.
     """
     begin = time.perf_counter()
@@ -166,6 +177,7 @@ def encode_missing(
     writers = [_ShardWriter(task, shard_size=shard_size, device=device) for task in tasks]
     union = frozenset().union(*(task.missing for task in tasks))
     summary = PassSummary()
+    num_bad = 0
 
     def prepare(staged: Staged) -> _Prepared:
         request, path = staged
@@ -173,14 +185,18 @@ def encode_missing(
         return _prepare(request, path, specs, load_volume)
 
     for prepared in _ahead(prepare, stage([request for request in requests if request.file_id in union]), workers):
-        if prepared.unreachable is not None:
-            summary.unreachable[prepared.request.file_id] = prepared.unreachable
+        if prepared.unusable is not None:
+            summary.unusable[prepared.request.file_id] = prepared.unusable
         else:
             summary.num_files += 1
+        num_bad += prepared.is_bad
         for writer in writers:
             if prepared.request.file_id in writer.task.missing:
                 writer.add(prepared)
         progress(1)
+        if max_bad is not None and num_bad > max_bad:
+            summary.is_stopped = True
+            break
     for writer in writers:
         writer.flush()
         summary.num_encoded[writer.task.name] = writer.num_written
@@ -195,10 +211,12 @@ def _prepare(
     load_volume: Callable[[Request, Path], Volume],
 ) -> _Prepared:
     if isinstance(path, StorageError):
-        return _Prepared(request, {}, {}, unreachable=path)
+        return _Prepared(request, {}, {}, unusable=path)
     distinct = {_spec_key(spec): spec for spec in specs}
     try:
         volume = load_volume(request, path)
+    except CircumstanceError as error:
+        return _Prepared(request, {}, {}, unusable=error)
     except InputError as error:
         return _Prepared(request, {}, dict.fromkeys(distinct, error))
     inputs = {key: _preprocess(volume, spec) for key, spec in distinct.items()}

@@ -22,7 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from vitreous.core.errors import InputError
+from vitreous.core.errors import CircumstanceError, InputError
 from vitreous.inputs.library_messages import without_values
 
 #: The only elements that are kept; names, dates and ids of the patient are skipped over.
@@ -129,10 +129,9 @@ def _read_deflated(deflated: bytes, max_bytes: int) -> DicomHeader:
     if not stream.eof and len(data) < max_bytes:
         raise InputError("the deflated DICOM dataset is truncated: its stream has no end.")
     if not stream.eof:
-        raise InputError(
-            f"the deflated DICOM dataset inflates beyond the {max_bytes:,} bytes allowed. Check the file, "
-            "or allow "
-            "more bytes per volume."
+        raise CircumstanceError(
+            f"the deflated DICOM dataset inflates beyond the {max_bytes:,} bytes allowed. Check the file, or allow "
+            "more bytes per volume (data.max_volume_gb)."
         )
     file = BytesIO(data)
     elements = read_dataset(file, False, True, stop_when=_is_pixel_data, specific_tags=list(_TAGS))

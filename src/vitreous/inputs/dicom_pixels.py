@@ -33,7 +33,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from vitreous.core.errors import InputError
+from vitreous.core.errors import CircumstanceError, InputError
 from vitreous.inputs.dicom_header import DicomHeader
 
 _NATIVE = (
@@ -217,7 +217,7 @@ def _decoding_plugin(syntax: UID, layout: PixelLayout) -> str:
         if plugin in available:
             return plugin
     package = _PACKAGE_12BIT if is_12bit else _PACKAGES[plugins[0]]
-    raise InputError(
+    raise CircumstanceError(
         f"the DICOM transfer syntax {syntax.name} needs a decoder that is not installed: install {package}."
     )
 

@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
-from vitreous.core.errors import InputError
+from vitreous.core.errors import CircumstanceError, InputError
 
 FileFormat = Literal["dicom", "dicom without preamble", "nifti", "gzipped nifti", "npy", "npz"]
 
@@ -57,7 +57,7 @@ def recognise_format(path: Path) -> FileFormat:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
-        raise InputError(f"the file cannot be read: {error.strerror or type(error).__name__}.") from None
+        raise CircumstanceError(f"the file cannot be read: {error.strerror or type(error).__name__}.") from None
     if not head:
         raise InputError("the file is empty (0 bytes).")
     found = _format_of(path, head)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from vitreous.core.errors import InputError
+from vitreous.core.errors import CircumstanceError, InputError
 from vitreous.inputs.library_messages import library_messages
 from vitreous.inputs.volume import DeclaredAxes, Facts, Volume, check_declared_size, checked_volume
 
@@ -141,10 +141,9 @@ class NpzArrays:
             shape, dtype, is_fortran = _read_npy_header(member)
             num_bytes = prod(shape) * dtype.itemsize
             if num_bytes > self._max_bytes:
-                raise InputError(
-                    f"the array {name} declares {num_bytes:,} bytes; at most {self._max_bytes:,} are "
-                    "allowed. Check the file, or "
-                    "allow more bytes."
+                raise CircumstanceError(
+                    f"the array {name} declares {num_bytes:,} bytes; at most {self._max_bytes:,} are allowed. "
+                    "Check the file, or allow more bytes."
                 )
             return _read_npy_values(member, shape, dtype, is_fortran)
 

@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from vitreous.core.errors import ConfigError, InputError
+from vitreous.core.errors import CircumstanceError, ConfigError, InputError
 
 #: Part of every feature key: rises whenever any file could decode to other values, axes or spacing.
 DECODER_VERSION = 1
@@ -101,16 +101,16 @@ def check_declared_size(shape: tuple[int, ...], *, bytes_per_value: int, max_byt
         shape: axis lengths as the header states them.
         bytes_per_value: bytes of one stored value; the float32 that it becomes counts at least 4.
     Raises:
-        InputError: an axis is empty, or the volume would take more than `max_bytes`.
+        InputError: an axis is empty.
+        CircumstanceError: the volume would take more than `max_bytes`.
     """
     if any(length < 1 for length in shape):
         raise InputError(f"the header declares an empty volume of {_by(shape)} voxels.")
     needed = prod(shape) * max(bytes_per_value, _FLOAT32_BYTES)
     if needed > max_bytes:
-        raise InputError(
+        raise CircumstanceError(
             f"the header declares {_by(shape)} voxels, which take {needed:,} bytes in memory; at most "
-            f"{max_bytes:,} are "
-            "allowed. Check the file, or allow more bytes per volume."
+            f"{max_bytes:,} are allowed. Check the file, or allow more bytes per volume (data.max_volume_gb)."
         )
 
 

@@ -33,7 +33,8 @@ class Cohort:
     Args:
         samples: one row a sample, sorted by (patient_id, sample_id): ``sample_id``; ``patient_id``; ``relative``, the
             path below the root (for arrays the array's name); ``item``, the index inside the file or -1 for the whole
-            file; ``size`` in bytes (-1: not known); ``etag``; ``split``; ``y``, the class index, -1 for test rows;
+            file; ``size`` in bytes (-1: not known); ``etag``; ``split``, empty until folds
+            give one; ``y``, the class index, -1 for test rows and where there is no split;
             ``weight``, 1 / (samples of its patient); then domain columns as strings, and laterality, device, region
             where known.
         excluded: rows left out, each with its rule and a detail.
@@ -64,7 +65,7 @@ class Cohort:
         names = dict(enumerate(self.classes))
         frame = self.samples.assign(**{"class": self._all_labels().map(names)})
         frame["class"] = pd.Categorical(frame["class"], categories=self.classes, ordered=True)
-        frame["split"] = pd.Categorical(frame["split"], categories=SPLITS, ordered=True)
+        frame["split"] = pd.Categorical(frame["split"], categories=[*SPLITS, ""], ordered=True)
         groups = frame.groupby(list(columns), observed=True, sort=True)["patient_id"]
         table = groups.agg(patients="nunique", volumes="size").reset_index()
         return table.astype(dict.fromkeys(columns, "str"))
@@ -122,12 +123,16 @@ def seal(
     Raises:
         SampleError: a split is empty, or a class has no training patient.
     """
-    findings = [*findings, *_check_splits(samples, classes, where)]
+    if len(samples) and (samples["split"] == "").all():
+        _check_classes(samples, classes, where)  # folds give a split later, and check it then
+    else:
+        findings = [*findings, *_check_splits(samples, classes, where)]
     samples = samples.sort_values(["patient_id", "sample_id"], kind="stable", ignore_index=True)
     volumes = samples.groupby("patient_id")["sample_id"].transform("size")
     labels = dict(zip(samples["sample_id"], samples["y"].astype("int64").tolist(), strict=True))
     samples["weight"] = 1.0 / volumes
-    samples["y"] = np.where(samples["split"] == "test", SEALED, samples["y"]).astype("int64")
+    is_seen = samples["split"].isin(["train", "val"])
+    samples["y"] = np.where(is_seen, samples["y"], SEALED).astype("int64")
     rest = [column for column in samples.columns if column not in SAMPLE_COLUMNS]
     return Cohort(
         samples=samples[[*SAMPLE_COLUMNS, *rest]],
@@ -138,6 +143,13 @@ def seal(
         patients_without_files=tuple(patients_without_files),
         sealed=SealedLabels(labels),
     )
+
+
+def _check_classes(samples: pd.DataFrame, classes: Sequence[str], where: str) -> None:
+    problems = Problems(where)
+    if absent := [name for index, name in enumerate(classes) if not (samples["y"] == index).any()]:
+        problems.add(f"no patient with a file has the class {', '.join(map(repr, absent))}; remove it from classes.")
+    problems.check_none()
 
 
 def _check_splits(samples: pd.DataFrame, classes: Sequence[str], where: str) -> list[Finding]:
@@ -153,10 +165,11 @@ def _check_splits(samples: pd.DataFrame, classes: Sequence[str], where: str) -> 
             problems.add(f"the split {split!r} has no patient with a file; every split needs some.")
             continue
         absent = [name for index, name in enumerate(classes) if table.loc[split, index] == 0]
-        if absent and split == "train":
+        if absent and split in ("train", "val"):
+            why = "" if split == "train" else ", so nothing could be chosen on val"
             problems.add(
-                f"no training patient has the class {', '.join(map(repr, absent))}; remove it from classes or "
-                f"choose another split."
+                f"no patient of the split {split!r} has the class {', '.join(map(repr, absent))}{why}; remove it from "
+                f"classes or choose another split."
             )
         elif absent:
             findings.append(

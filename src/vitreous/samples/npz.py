@@ -147,5 +147,5 @@ def _patients_are_rows(name: str) -> Finding:
         "warning",
         "There are no patient ids: every item counts as a patient of its own, and every number carries a banner.",
         f"{name}: intervals are too narrow if patients have several items",
-        "Give data.patients, the suffix of arrays of patient ids, if the file has them.",
+        "Give data.patient, the suffix of arrays of patient ids, if the file has them.",
     )

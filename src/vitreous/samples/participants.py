@@ -40,7 +40,7 @@ def load_participants(
     *,
     label: str,
     classes: Sequence[str],
-    split: SplitSource,
+    split: SplitSource | None,
     manifest: Path | None = None,
     listing: Sequence[ObjectInfo] | None = None,
     pattern: str = DEFAULT_PATTERN,
@@ -57,7 +57,8 @@ def load_participants(
         table: TSV or CSV, one row a participant, or several that agree.
         label: the column of class names.
         classes: class names in index order.
-        split: a column holding train, val, test; fractions; or one file of ids for each split.
+        split: a column holding train, val, test; fractions; one file of ids for each split; or None where folds
+            give one later.
         manifest: TSV or CSV, one row a volume, with ``filepath`` below the root.
         listing: the objects below the root. Needed without a manifest, where `pattern` tells whose each is; with one
             it supplies sizes and tells which rows have no object.
@@ -109,7 +110,7 @@ def _read_people(
     table: Table,
     label: str,
     classes: Sequence[str],
-    split: SplitSource,
+    split: SplitSource | None,
     patient: str,
     where: Filter,
     domains: Sequence[str],
@@ -166,10 +167,10 @@ def _class_indices(rows: pd.DataFrame, label: str, classes: Sequence[str], probl
     return y
 
 
-def _add_splits(rows: pd.DataFrame, split: SplitSource, column: str, problems: Problems) -> None:
+def _add_splits(rows: pd.DataFrame, split: SplitSource | None, column: str, problems: Problems) -> None:
     """Fill in ``split`` where the table or files tell it, and exclude who has none; fractions come later."""
     rows["split"] = ""
-    if isinstance(split, FractionSplit):
+    if split is None or isinstance(split, FractionSplit):
         return
     live = rows["rule"] == ""
     if isinstance(split, str):
@@ -255,7 +256,7 @@ def _add_domains(frame: pd.DataFrame, people: pd.DataFrame, domains: Sequence[st
         frame[domain] = frame[domain].where(~is_missing(frame[domain]), _UNKNOWN)
 
 
-def _split_of_samples(samples: pd.DataFrame, people: pd.DataFrame, split: SplitSource) -> pd.Series:
+def _split_of_samples(samples: pd.DataFrame, people: pd.DataFrame, split: SplitSource | None) -> pd.Series:
     if isinstance(split, FractionSplit):
         drawn = fraction_split(samples.groupby("patient_id")["y"].first(), split)
         return samples["patient_id"].map(drawn)

@@ -9,19 +9,19 @@ from vitreous.core.errors import UserError
 from vitreous.core.files import replacing, write_json
 from vitreous.samples.cohort import Cohort
 from vitreous.study.data import OpenedData
-from vitreous.study.encode import StudyFeatures, write_data_errors
+from vitreous.study.encode import StudyFeatures
 from vitreous.study.run_directory import RunDirectory
 
+NO_FILE = "participant without a file"
 _KEPT = ["sample_id", "patient_id", "relative", "item", "size", "etag", "split"]
 
 
 def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeatures) -> None:
-    """Write manifest.parquet, data_errors.csv, counts.csv and account.json.
+    """Write manifest.parquet, counts.csv and account.json.
 
     The manifest has one row per sample with its fate (encoded, quarantined or excluded), the rule or error, and
     the statistics of its volume. Labels are not in it: those of test are sealed.
     """
-    write_data_errors(directory.data_errors, features.quarantined)
     manifest = _manifest(data, features)
     with replacing(directory.manifest) as aside:
         manifest.to_parquet(aside, index=False)
@@ -36,13 +36,32 @@ def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeat
             "quarantined": int(fates.get("quarantined", 0)),
             "excluded": int(fates.get("excluded", 0)),
             "excluded_by_rule": {
-                rule: int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()
+                str(rule): int(count)
+                for rule, count in manifest.loc[manifest["fate"] == "excluded", "why"].value_counts().items()
             },
-            "patients_without_files": list(data.cohort.patients_without_files),
             "patients_without_usable_volume": _patients_lost(data, features),
             "findings": [vars(finding) for finding in data.cohort.findings],
         },
     )
+
+
+def pivot_counts(counts: pd.DataFrame) -> list[tuple[list[str], list[list[str]]]]:
+    """For each column of :func:`count_participants`, heads and rows of a table: value, then patients (volumes)."""
+    tables = []
+    for column in counts["column"].unique():
+        part = counts[counts["column"] == column]
+        splits = [split for split in ("train", "val", "test", "") if split in set(part["split"])]
+        cells = {
+            (value, split): f"{patients} ({volumes})"
+            for value, split, patients, volumes in zip(
+                part["value"], part["split"], part["patients"], part["volumes"], strict=True
+            )
+        }
+        rows = [
+            [str(value), *(cells.get((value, split), "0 (0)") for split in splits)] for value in part["value"].unique()
+        ]
+        tables.append(([str(column), *(split or "all" for split in splits)], rows))
+    return tables
 
 
 def count_participants(cohort: Cohort) -> pd.DataFrame:
@@ -69,7 +88,10 @@ def _manifest(data: OpenedData, features: StudyFeatures) -> pd.DataFrame:
     )
     excluded = data.cohort.excluded.assign(fate="excluded", why=data.cohort.excluded["rule"])
     excluded = excluded[["sample_id", "patient_id", "relative", "fate", "why"]]
-    parts = [part for part in (encoded, quarantined, excluded) if len(part)]
+    # a participant without a file is a row that came to nothing, and is counted like any other
+    fileless = pd.DataFrame({"patient_id": data.cohort.patients_without_files, "sample_id": "", "relative": ""})
+    fileless = fileless.assign(fate="excluded", why=NO_FILE)
+    parts = [part for part in (encoded, quarantined, excluded, fileless) if len(part)]
     # a column that is a list (shape, spacing) is kept as JSON text: one type in every run
     manifest: pd.DataFrame = pd.concat(parts, ignore_index=True)
     for column in manifest.columns:

@@ -18,7 +18,7 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError
 from vitreous.core.files import replacing, write_json
 from vitreous.core.finding import Finding
-from vitreous.core.fingerprints import fingerprint
+from vitreous.core.fingerprints import fingerprint, hash_bytes
 from vitreous.core.predictions import Predictions
 from vitreous.core.progress import progress_bar
 from vitreous.core.undefined import Undefined
@@ -65,7 +65,7 @@ def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder]) -> list[Row]
     return rows
 
 
-def is_seeded(recipe: Recipe) -> bool:
+def is_seeded(recipe: Recipe | None) -> bool:
     """Whether chance plays a part; L-BFGS and neighbours give the same for every seed and are run once."""
     return isinstance(recipe, LinearProbe | MlpProbe)
 
@@ -77,6 +77,7 @@ def adapt_all(
     partitions: Sequence[Partition],
     features: StudyFeatures,
     models: Mapping[str, Mapping[str, Any]],
+    device: str = "cpu",
 ) -> None:
     """Fit whatever is not finished yet.
 
@@ -87,7 +88,7 @@ def adapt_all(
     work = [(row, partition) for row in rows for partition in partitions]
     with progress_bar("Adapting", len(work)) as advance:
         for row, partition in work:
-            _adapt(config, directory, row, partition, features, models.get(row.encoder, {}))
+            _adapt(config, directory, row, partition, features, models.get(row.encoder, {}), device)
             advance(1)
 
 
@@ -98,9 +99,12 @@ def _adapt(
     partition: Partition,
     features: StudyFeatures,
     model: Mapping[str, Any],
+    device: str,
 ) -> None:
     recipe = {} if row.recipe is None else row.recipe.model_dump(mode="json")
     seen = partition.split_N != "test"
+    # the majority floor looks at labels alone
+    matrix_ND = features.features.get(row.encoder, np.zeros((len(features.samples), 1), np.float32))
     unit = fingerprint(
         {
             "version": TRAINING_VERSION,
@@ -111,37 +115,44 @@ def _adapt(
             "samples": features.samples["sample_id"].to_numpy()[seen].tolist(),
             "split": partition.split_N[seen].tolist(),
             "y": partition.y_N[seen].tolist(),
+            "features": hash_bytes(np.ascontiguousarray(matrix_ND[seen]).tobytes()),
         }
     )
     folders = {seed: directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for seed in row.seeds}
     if all(is_finished(folder, unit) for folder in folders.values()):
         return
-    # the majority floor looks at labels alone
-    matrix_ND = features.features.get(row.encoder, np.zeros((len(features.samples), 1), np.float32))
     train = feature_set(partition, "train", features.samples, matrix_ND)
     val = feature_set(partition, "val", features.samples, matrix_ND)
     val_ids = features.samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
-    fitted = _fit(row, train, val, len(config.data.classes))
+    fitted = _fit(row, train, val, len(config.data.classes), device)
     val_preds = [_predict(one, val, val_ids, config.data.classes) for one in fitted]
     scores = [score_on_val(predictions, config.metric) for predictions in val_preds]
     chosen = select_member(fitted, scores)
     some_folder = next(iter(folders.values())).parent
     _write_selection(some_folder, fitted, scores, chosen)
-    for seed, member in zip(row.seeds, chosen.member_idx, strict=True):
+    # selection lists the chosen members by rising seed; a recipe without chance has the seed 0, whatever the study's
+    for seed, member in zip(sorted(row.seeds), chosen.member_idx, strict=True):
         one, predictions = fitted[member], val_preds[member]
-        if predictions is None:
-            raise RunError(f"{row.encoder}/{row.recipe_name}: a diverged member was chosen; please report this.")
+        if predictions is None or (is_seeded(row.recipe) and one.seed != seed):
+            raise RunError(f"{row.encoder}/{row.recipe_name}: the wrong member was chosen; please report this.")
         head = Head(seed, one.settings, one.tensors, one.history, one.best_epoch, _number(scores[member]), predictions)
         write_head(folders[seed], head, unit=unit, model=model, recipe=recipe)
 
 
-def _fit(row: Row, train: FeatureSet, val: FeatureSet, num_classes: int) -> Sequence[FittedProbe | FittedReference]:
+def _fit(
+    row: Row, train: FeatureSet, val: FeatureSet, num_classes: int, device: str
+) -> Sequence[FittedProbe | FittedReference]:
     match row.recipe:
         case None:
             return [fit_majority(train, val, num_classes=num_classes)]
         case LinearProbe() | MlpProbe() as probe:
             return fit_probe_grid(
-                train, val, grid_members(probe, row.seeds), probe_settings(probe), num_classes=num_classes
+                train,
+                val,
+                grid_members(probe, row.seeds),
+                probe_settings(probe),
+                num_classes=num_classes,
+                device=device,
             )
         case LogisticRegression(C=Cs, class_weights=class_weights):
             return fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
@@ -172,7 +183,7 @@ def probe_settings(probe: LinearProbe | MlpProbe) -> ProbeSettings:
     return ProbeSettings(
         epochs=probe.epochs,
         batch_size=None if probe.batch_size == "full" else probe.batch_size,
-        warmup_epochs=probe.warmup_epochs,
+        warmup_epochs=min(5, probe.epochs // 10) if probe.warmup_epochs == "auto" else probe.warmup_epochs,
         patience=probe.patience,
         min_delta=probe.min_delta,
         label_smoothing=probe.label_smoothing,

@@ -1,13 +1,15 @@
 """A study's data, opened: the cohort, where its bytes are, and how a file becomes a volume."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, assert_never
 
 import pandas as pd
+import psutil
 
 from vitreous.config.data import FractionsSplit, NpzData, ParticipantsData
 from vitreous.config.study import StudyConfig
@@ -48,6 +50,7 @@ class OpenedData:
     cache: StagingCache
     declared: DeclaredAxes
     max_bytes: int
+    _opening: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
     def file_ids(self) -> pd.Series:
@@ -89,10 +92,12 @@ class OpenedData:
         return self._arrays(path).volume(request.source, request.item)
 
     def _arrays(self, path: Path) -> NpzArrays:
-        opened = self._opened_arrays
-        if path not in opened:
-            opened[path] = NpzArrays(path, self.declared, max_bytes=self.max_bytes)
-        return opened[path]
+        with self._opening:
+            if path not in self._opened_arrays:
+                # an array holds many volumes, so the limit of one volume is no measure for it
+                half_of_memory = psutil.virtual_memory().total // 2
+                self._opened_arrays[path] = NpzArrays(path, self.declared, max_bytes=half_of_memory)
+            return self._opened_arrays[path]
 
     @cached_property
     def _opened_arrays(self) -> dict[Path, NpzArrays]:
@@ -138,7 +143,9 @@ def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:
             location = Location.parse(data.table)
             store = ObjectStore(location.parent, s3_options(config))
             info = store.head(location.name)
-            cohort = load_npz_cohort(cache.fetch(store, info), data.classes, patients=data.patients, name=data.table)
+            cohort = load_npz_cohort(cache.fetch(store, info), data.classes, patients=data.patient, name=data.table)
+            # the arrays are as new as their file: another file under the same path is another cohort
+            cohort.samples["etag"] = info.etag
             infos = dict.fromkeys(cohort.samples["relative"].unique(), info)
         case _:
             assert_never(data)
@@ -151,10 +158,9 @@ def _open_participants(
     def fetch(location: str) -> Path:
         return fetch_file(location, s3_options(config), cache)
 
-    split: str | FractionSplit | dict[str, Path]
+    split: str | FractionSplit | dict[str, Path] | None
     if config.folds is not None:
-        # every patient gets some split, and folds then replace it: the table needs no column of splits
-        split = FractionSplit((0.6, 0.2, 0.2), config.folds.seed)
+        split = None
     elif isinstance(data.split, FractionsSplit):
         split = FractionSplit(data.split.fractions, data.split.seed)
     elif isinstance(data.split, str):

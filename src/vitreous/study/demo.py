@@ -11,7 +11,7 @@ from vitreous.core.progress import progress_bar
 from vitreous.demo.cohort import write_cohort
 from vitreous.demo.flaws import plan_cohort
 from vitreous.demo.recipe import CohortRecipe
-from vitreous.study.report import print_leaderboard
+from vitreous.reports.leaderboard_tables import render_terminal
 from vitreous.study.run import run_study
 
 _CHECKPOINTS = ("multi_scanner", "scanner_1", "scanner_2")
@@ -29,10 +29,12 @@ def run_demo(out: Path) -> None:
     for name in _CHECKPOINTS:
         packaged = resources.files("vitreous.demo") / "checkpoints" / f"{name}.safetensors"
         target = out / "checkpoints" / f"{name}.safetensors"
-        if not target.exists():
+        if not target.exists() or target.read_bytes() != packaged.read_bytes():
             write_bytes(target, packaged.read_bytes())
-    result = run_study(load_study("demo", demo_overrides(out)))
-    print_leaderboard(result.run_dir, console)
+    # by its own path: a file of the user's that is named demo.yaml is another study
+    study = str(resources.files("vitreous.studies") / "demo.yaml")
+    result = run_study(load_study(study, demo_overrides(out)))
+    console.print(render_terminal(result.standing))
     console.print(f"\nleaderboard  {result.run_dir / 'leaderboard.md'}", highlight=False, soft_wrap=True)
     console.print(f"report       {result.report}", highlight=False, soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """`vitreous encode STUDY`: fill the feature store; and the features of a study, read back."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError, TooManyQuarantinedError
 from vitreous.core.files import replacing
 from vitreous.core.progress import progress_bar
+from vitreous.encoders.encoder import FORWARD_VERSION
 from vitreous.features.encode import EncoderTask, PassSummary, encode_missing
 from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
 from vitreous.inputs.preprocessing import PREPROCESSING_VERSION
 from vitreous.inputs.volume import DECODER_VERSION
+from vitreous.storage.locks import exclusive
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -54,7 +57,7 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
         grid=config.features.grid,
         precision=runtime.precision,
         dtype=config.features.dtype,
-        versions={"decoder": DECODER_VERSION, "preprocessing": PREPROCESSING_VERSION},
+        versions={"decoder": DECODER_VERSION, "preprocessing": PREPROCESSING_VERSION, "encoder": FORWARD_VERSION},
         declared=data.describe_declared(),
     )
     return FeatureStore(Path(config.store).expanduser(), space)
@@ -66,62 +69,66 @@ def encode_study(
     """Encode what is missing, in one pass for all encoders, and read everything back.
 
     Raises:
-        TooManyQuarantinedError: more than `data.max_quarantined` of the samples cannot be used.
+        RunError: the feature store was changed by something else meanwhile.
     """
     stores = {opened.name: feature_store(config, runtime, data, opened) for opened in encoders}
     asked = [request.file_id for request in data.requests]
+    with ExitStack() as locks:
+        # one job encodes a feature space at a time; who waits finds the work done. Sorted, so that no ring of waiting
+        for folder in sorted({store.folder for store in stores.values()}):
+            locks.enter_context(exclusive(folder / ".lock"))
+        summary = _encode_missing(config, runtime, data, encoders, stores)
+        rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
+    return _gather(data, rows, summary)
+
+
+def _encode_missing(
+    config: StudyConfig,
+    runtime: Runtime,
+    data: OpenedData,
+    encoders: Sequence[OpenedEncoder],
+    stores: Mapping[str, FeatureStore],
+) -> PassSummary:
+    asked = frozenset(request.file_id for request in data.requests)
     tasks = []
     for opened in encoders:
         stores[opened.name].remove_partial()
-        missing = frozenset(asked) - stores[opened.name].known_files()
+        missing = asked - stores[opened.name].known_files()
         if missing:
-            tasks.append(
-                EncoderTask(
-                    opened.name,
-                    opened.encoder,
-                    stores[opened.name],
-                    missing,
-                    runtime.batch_size_for(opened.encoder.spec),
-                )
-            )
-    summary = PassSummary()
-    if tasks:
-        files = len(frozenset().union(*(task.missing for task in tasks)))
-        with progress_bar(f"Encoding for {len(tasks)} encoders", files) as advance:
-            summary = encode_missing(
-                data.requests,
-                tasks,
-                stage=data.stage,
-                load_volume=data.load_volume,
-                shard_size=SHARD_SIZE,
-                workers=runtime.workers,
-                device=runtime.torch_device,
-                progress=advance,
-            )
-    rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
-    return _gather(config, data, rows, summary)
+            batch_size = runtime.batch_size_for(opened.encoder.spec)
+            tasks.append(EncoderTask(opened.name, opened.encoder, stores[opened.name], missing, batch_size))
+    if not tasks:
+        return PassSummary()
+    files = len(frozenset().union(*(task.missing for task in tasks)))
+    with progress_bar(f"Encoding for {len(tasks)} encoders", files) as advance:
+        return encode_missing(
+            data.requests,
+            tasks,
+            stage=data.stage,
+            load_volume=data.load_volume,
+            shard_size=SHARD_SIZE,
+            workers=runtime.workers,
+            max_bad=int(config.data.max_quarantined * len(asked)),
+            device=runtime.torch_device,
+            progress=advance,
+        )
 
 
 def _gather(
-    config: StudyConfig, data: OpenedData, rows: Mapping[str, Mapping[str, EncodedFile | None]], summary: PassSummary
+    data: OpenedData, rows: Mapping[str, Mapping[str, EncodedFile | None]], summary: PassSummary
 ) -> StudyFeatures:
     samples = data.cohort.samples
-    problems: dict[str, tuple[str, str]] = {}
-    for file_id, error in summary.unreachable.items():
-        problems[file_id] = (type(error).__name__, str(error))
+    problems = {file_id: (type(error).__name__, str(error)) for file_id, error in summary.unusable.items()}
+    not_reached = set()
     for by_id in rows.values():
         for file_id, row in by_id.items():
             if row is not None and row.exception:
                 problems.setdefault(file_id, (row.exception, row.message))
-    lost = [
-        file_id
-        for name, by_id in rows.items()
-        for file_id, row in by_id.items()
-        if row is None and file_id not in problems
-    ]
-    if lost:
+            elif row is None and file_id not in problems:
+                not_reached.add(file_id)
+    if not_reached and not summary.is_stopped:
         raise RunError(
-            f"{len(lost)} files have neither features nor an error; the feature store was changed by "
+            f"{len(not_reached)} files have neither features nor an error; the feature store was changed by "
             "another process during the run. Run the same command again."
         )
     file_ids = data.file_ids.to_numpy()
@@ -129,29 +136,35 @@ def _gather(
     quarantined = samples.loc[is_bad, ["sample_id", "patient_id", "relative"]].copy()
     quarantined["exception"] = [problems[file_id][0] for file_id in file_ids[is_bad]]
     quarantined["message"] = [problems[file_id][1] for file_id in file_ids[is_bad]]
-    check_quarantined_share(len(quarantined), len(samples), config.data.max_quarantined, quarantined)
-    usable = samples.loc[~is_bad].reset_index(drop=True)
+    is_usable = np.array([file_id not in problems and file_id not in not_reached for file_id in file_ids], dtype=bool)
+    usable = samples.loc[is_usable].reset_index(drop=True)
     usable["weight"] = 1.0 / usable.groupby("patient_id")["sample_id"].transform("count")
-    ids = file_ids[~is_bad]
-    features = {name: np.stack([_features_of(by_id[file_id]) for file_id in ids]) for name, by_id in rows.items()}
+    ids = file_ids[is_usable]
+    features = {
+        name: np.stack([_features_of(by_id[file_id]) for file_id in ids]) if len(ids) else np.zeros((0, 0), np.float32)
+        for name, by_id in rows.items()
+    }
     first = next(iter(rows.values()))
     statistics = pd.DataFrame([dict(_row(first[file_id]).statistics) for file_id in ids], index=usable["sample_id"])
     return StudyFeatures(usable, features, quarantined, statistics, summary)
 
 
-def check_quarantined_share(bad: int, total: int, allowed: float, quarantined: pd.DataFrame) -> None:
+def check_usable(config: StudyConfig, features: StudyFeatures, num_samples: int) -> None:
     """Stop where too much is unreadable for the rest to stand for the cohort.
 
     Raises:
-        TooManyQuarantinedError: with the first reasons.
+        TooManyQuarantinedError: with the most frequent reasons.
     """
-    if total and bad / total > allowed:
-        reasons = quarantined["message"].value_counts().head(3)
-        shown = "; ".join(f"{count}× {message}" for message, count in reasons.items())
-        raise TooManyQuarantinedError(
-            f"{bad} of {total} samples ({bad / total:.1%}) cannot be used, more than data.max_quarantined "
-            f"({allowed:.1%}) allows. Most frequent: {shown}. Mend the files, or raise the share by name."
-        )
+    bad, allowed = len(features.quarantined), config.data.max_quarantined
+    if not features.summary.is_stopped and bad <= allowed * num_samples and len(features.samples):
+        return
+    reasons = features.quarantined["message"].value_counts().head(3)
+    shown = "; ".join(f"{count}× {str(message).rstrip('.')}" for message, count in reasons.items())
+    early = ", and the pass was stopped early" if features.summary.is_stopped else ""
+    raise TooManyQuarantinedError(
+        f"{bad} of {num_samples} samples ({bad / num_samples:.1%}) cannot be used{early}; data.max_quarantined allows "
+        f"{allowed:.1%}. Most frequent: {shown}. data_errors.csv lists them; mend them, or raise the share by name."
+    )
 
 
 def write_data_errors(path: Path, quarantined: pd.DataFrame) -> None:
@@ -175,7 +188,7 @@ def _features_of(row: EncodedFile | None) -> npt.NDArray[np.float32]:
 
 
 def print_encode(study: str, overrides: Sequence[str]) -> None:
-    """Only fill the feature store, and say what was done."""
+    """Only fill the feature store, and say what was done and what could not be used."""
     from rich.console import Console
 
     config = load_study(study, overrides)
@@ -183,15 +196,20 @@ def print_encode(study: str, overrides: Sequence[str]) -> None:
     data = open_data(config)
     encoders = open_encoders(config, runtime, data.cache)
     features = encode_study(config, runtime, data, encoders)
-    Console().print(describe_encoding(data, features), highlight=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(describe_encoding(data, features))
+    for message, count in features.quarantined["message"].value_counts().items():
+        console.print(f"quarantined {count}: {message}")
+    check_usable(config, features, len(data.cohort.samples))
 
 
 def describe_encoding(data: OpenedData, features: StudyFeatures) -> str:
     """`rows = encoded + quarantined + excluded by rule`, and what this pass did."""
-    rows = len(data.cohort.samples) + len(data.cohort.excluded)
+    excluded = len(data.cohort.excluded) + len(data.cohort.patients_without_files)
+    rows = len(data.cohort.samples) + excluded
     done = ", ".join(f"{name} {count}" for name, count in features.summary.num_encoded.items())
     fresh = f"{done} in {features.summary.seconds:.1f} s" if done else "nothing, all was known"
     return (
         f"{rows} rows = {len(features.samples)} encoded + {len(features.quarantined)} quarantined + "
-        f"{len(data.cohort.excluded)} excluded by rule. Encoded now: {fresh}."
+        f"{excluded} excluded by rule. Encoded now: {fresh}."
     )

@@ -100,6 +100,9 @@ def _open(
         source |= {"checkpoint": encoder.checkpoint, "which": encoder.which, "key_prefix": encoder.key_prefix}
     else:
         raise ConfigError("neither checkpoint nor random is given.")
+    coarse = config.features.grid
+    if coarse is not None and any(cells > tokens for cells, tokens in zip(coarse, built.grid, strict=True)):
+        raise ConfigError(f"features.grid {list(coarse)} is finer than this encoder's token grid {list(built.grid)}.")
     return OpenedEncoder(
         name, built, source, dict(encoder.options), tuple(sorted(encoder.input)), is_floor=encoder.random is not None
     )

@@ -40,7 +40,10 @@ def evaluate_all(
     folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
     choices = {str(folder.relative_to(directory.root)): hash_file(folder / "best.safetensors") for folder in folders}
     labels = Ledger(directory.ledger).open_test_labels(
-        [partition.cohort for partition in partitions], purpose=f"final evaluation of {len(rows)} rows", choices=choices
+        [partition.cohort for partition in partitions],
+        features.samples["sample_id"].tolist(),
+        purpose=f"final evaluation of {len(rows)} rows",
+        choices=choices,
     )
     samples = features.samples
     for (row, partition, _), folder in zip(units, folders, strict=True):

@@ -53,7 +53,10 @@ def write_head(folder: Path, head: Head, *, unit: str, model: Mapping[str, Any],
         recipe: the recipe as the study has it.
     """
     classes = head.val.classes
-    effective = {**recipe, **head.setting, "seed": head.seed}
+    spelt = {"learning_rate": "lr", "metric": "distance"}  # the study file's names of what was chosen
+    chosen = {spelt.get(name, name): value for name, value in head.setting.items()}
+    keys = {*recipe, *recipe.get("grid", {})} - {"grid"}
+    effective = {**recipe, **{name: value for name, value in chosen.items() if name in keys}}
     effective.pop("grid", None)
     write_text(folder / "config.yaml", yaml.safe_dump(effective, sort_keys=True))
     write_json(folder / "class_to_idx.json", {name: index for index, name in enumerate(classes)})

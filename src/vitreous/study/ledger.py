@@ -2,12 +2,10 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from vitreous.core.fingerprints import fingerprint
 from vitreous.samples.cohort import Cohort
@@ -47,26 +45,37 @@ class Ledger:
         lines = self.path.read_text().split("\n")
         return [Look(**json.loads(line)) for line in lines[:-1]]
 
-    def open_test_labels(self, cohorts: Sequence[Cohort], *, purpose: str, choices: Any) -> dict[str, int]:
+    def open_test_labels(
+        self, cohorts: Sequence[Cohort], usable: Collection[str], *, purpose: str, choices: Any
+    ) -> dict[str, int]:
         """Sample id → class index of the test split; with folds, of the test splits of all rounds.
+
+        Args:
+            cohorts: one, or one for each fold.
+            usable: ids of the samples that have features; labels of others stay sealed.
+            purpose: why, in words.
+            choices: plain values that name everything chosen before the look.
 
         A run that is continued after the same choices repeats its look and adds no line: nothing new could
         be decided from it.
         """
         looks = self.looks()
-        seal = fingerprint(choices)
+        seal, wanted = fingerprint(choices), set(usable)
         if not any(look.choices == seal for look in looks):
-            tested = [cohort.samples.loc[cohort.samples["split"] == "test", "patient_id"] for cohort in cohorts]
-            look = Look(len(looks) + 1, purpose, seal, int(pd.concat(tested).nunique()))
-            self._append(look)
-        return {name: label for cohort in cohorts for name, label in cohort.open_test_labels().items()}
+            patients: set[str] = set()
+            for cohort in cohorts:
+                is_opened = (cohort.samples["split"] == "test") & cohort.samples["sample_id"].isin(wanted)
+                patients |= set(cohort.samples.loc[is_opened, "patient_id"])
+            self._append(Look(len(looks) + 1, purpose, seal, len(patients)))
+        opened = {name: label for cohort in cohorts for name, label in cohort.open_test_labels().items()}
+        return {name: label for name, label in opened.items() if name in wanted}
 
     def _append(self, look: Look) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = "".join(json.dumps(vars(entry), sort_keys=True) + "\n" for entry in self.looks())
-        with self.path.open("r+" if self.path.exists() else "w") as file:
-            file.truncate(len(whole))  # drops a last line that a crash cut short
-            file.seek(0, os.SEEK_END)
-            file.write(json.dumps(vars(look), sort_keys=True) + "\n")
+        with self.path.open("ab+") as file:
+            file.seek(0)
+            whole_lines = file.read().rfind(b"\n") + 1
+            file.truncate(whole_lines)  # drops a last line that a crash cut short
+            file.write(json.dumps(vars(look), sort_keys=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

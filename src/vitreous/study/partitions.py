@@ -3,6 +3,7 @@
 Axes: N usable sample.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitreous.config.study import Folds
+from vitreous.core.errors import RunError
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.folds import fold_cohorts
@@ -48,6 +50,30 @@ def make_partitions(cohort: Cohort, folds: Folds | None, usable: pd.Series | Non
         return [_partition(None, cohort, usable)]
     rounds = fold_cohorts(cohort, num_folds=folds.k, seed=folds.seed)
     return [_partition(fold, of_fold, usable) for fold, of_fold in enumerate(rounds)]
+
+
+def check_partitions(partitions: Sequence[Partition], classes: Sequence[str]) -> None:
+    """After quarantine, every split must still have patients, and train and val every class.
+
+    Raises:
+        RunError: naming fold, split and class; nothing has been trained yet, and test is unopened.
+    """
+    problems = []
+    for partition in partitions:
+        where = "" if partition.fold is None else f"fold {partition.fold}: "
+        for split in ("train", "val", "test"):
+            rows = partition.rows(split)
+            if len(rows) == 0:
+                problems.append(f"{where}no usable volume is left in {split}")
+            elif split != "test":
+                left = set(partition.y_N[rows].tolist())
+                gone = [name for index, name in enumerate(classes) if index not in left]
+                problems += [f"{where}no usable patient of class {name!r} is left in {split}" for name in gone]
+    if problems:
+        raise RunError(
+            f"{'; '.join(problems)}. Quarantined files took them away: see data_errors.csv, mend the files, or choose "
+            "another split."
+        )
 
 
 def _partition(fold: int | None, cohort: Cohort, usable: pd.Series | None) -> Partition:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vitreous.config.compose import load_study
@@ -15,7 +16,7 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.finding import Finding
 from vitreous.encoders.encoder import Encoder
 from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory
-from vitreous.study.account import count_participants
+from vitreous.study.account import count_participants, pivot_counts
 from vitreous.study.adapt import grid_members, probe_settings
 from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
@@ -199,16 +200,17 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
         f"{plan.num_files} files, {_size(plan.num_bytes)}",
         highlight=False,
     )
-    for table in counts_tables(plan.counts):
+    for table in _counts_tables(plan.counts):
         console.print(table)
     if plan.excluded:
         console.print(_excluded_table(plan.excluded))
     for finding in plan.findings:
         console.print(
-            f"[yellow]{finding.severity}[/] {finding.title} {finding.evidence} {finding.remedy}", highlight=False
+            f"[yellow]{finding.severity}[/] {escape(f'{finding.title} {finding.evidence} {finding.remedy}'.strip())}",
+            highlight=False,
         )
     if plan.patients_without_files:
-        shown = ", ".join(plan.patients_without_files[:_LISTED])
+        shown = escape(", ".join(plan.patients_without_files[:_LISTED]))
         more = len(plan.patients_without_files) - _LISTED
         console.print(
             f"Participants without a file: {shown}{f' and {more} more' if more > 0 else ''}.", highlight=False
@@ -219,28 +221,23 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
     console.print(
         f"Encoding about {_duration(seconds)} on {plan.runtime.device} in {plan.runtime.precision}, estimated "
         f"from counted operations and this machine's matrix products. Features "
-        f"{_size(sum(encoder.feature_bytes for encoder in plan.encoders))} in {config.store}. "
-        f"The run would be in {plan.run_dir}. Nothing was written.",
+        f"{_size(sum(encoder.feature_bytes for encoder in plan.encoders))} in {escape(config.store)}. "
+        f"The run would be in {escape(str(plan.run_dir))}. Nothing was written "
+        f"(copies of remote tables and checkpoints are in {escape(config.cache.dir)}).",
         highlight=False,
     )
 
 
-def counts_tables(counts: pd.DataFrame) -> list[Table]:
-    """Patients (volumes) per value and split: one table for the classes, one per domain."""
+def _counts_tables(counts: pd.DataFrame) -> list[Table]:
     tables = []
-    for column in counts["column"].unique():
-        table = Table(title=f"Participants (volumes) by {column}", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column(str(column), overflow="fold")
-        part = counts[counts["column"] == column]
-        splits = [split for split in ("train", "val", "test", "") if split in set(part["split"])]
-        for split in splits:
-            table.add_column(split or "all", justify="right")
-        for value in part["value"].unique():
-            cells = []
-            for split in splits:
-                row = part[(part["value"] == value) & (part["split"] == split)]
-                cells.append(f"{row['patients'].sum()} ({row['volumes'].sum()})")
-            table.add_row(str(value), *cells)
+    for heads, rows in pivot_counts(counts):
+        title = f"Participants (volumes) by {heads[0]}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column(heads[0], overflow="fold")
+        for split in heads[1:]:
+            table.add_column(split, justify="right")
+        for row in rows:
+            table.add_row(*map(escape, row))
         tables.append(table)
     return tables
 
@@ -250,7 +247,7 @@ def _excluded_table(excluded: dict[str, int]) -> Table:
     table.add_column("rule")
     table.add_column("rows", justify="right")
     for rule, count in excluded.items():
-        table.add_row(rule, str(count))
+        table.add_row(escape(rule), str(count))
     return table
 
 

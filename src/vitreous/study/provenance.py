@@ -36,24 +36,36 @@ _PACKAGES = (
 def cohort_fingerprint(cohort: Cohort) -> str:
     """Names the samples, their files' identity, split and the train and val labels; test labels are sealed."""
     columns = ["sample_id", "patient_id", "relative", "item", "size", "etag", "split", "y"]
-    return fingerprint({name: cohort.samples[name].tolist() for name in columns})
+    values = {name: cohort.samples[name].tolist() for name in columns}
+    if (cohort.samples["split"] == "").all():
+        # with folds every label trains in some round
+        values["labels"] = cohort.patient_labels().tolist()
+    return fingerprint(values)
 
 
 def describe_run(config: StudyConfig, runtime: Runtime, cohort: Cohort, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Plain values for ``provenance.json``."""
-    import torch
-
     return {
         "schema_version": SCHEMA_VERSION,
         "study": config.name,
         "seeds": list(config.seeds),
-        "hashes": dict(hashes),
+        # what must be the same on every later start, beside the study itself
+        "hashes": {**hashes, "device": runtime.device, "precision": runtime.precision},
         "key_manifest": {
             "files": int(cohort.samples["relative"].nunique()),
             "bytes": int(cohort.samples.drop_duplicates("relative")["size"].sum()),
             "sha256": cohort_fingerprint(cohort),
         },
-        "code": _git_state(Path(__file__).parent),
+        "starts": [_describe_start(runtime)],
+    }
+
+
+def _describe_start(runtime: Runtime) -> dict[str, Any]:
+    """Code and environment of one start; a run that is continued by other code says so."""
+    import torch
+
+    return {
+        "code": _git_state(Path(__file__)),
         "environment": {
             "python": sys.version.split()[0],
             "platform": platform.platform(),
@@ -67,13 +79,14 @@ def describe_run(config: StudyConfig, runtime: Runtime, cohort: Cohort, hashes: 
     }
 
 
-def _git_state(folder: Path) -> dict[str, Any]:
-    """Commit of the code and whether it was changed; says so where the code is not in a git checkout."""
+def _git_state(file: Path) -> dict[str, Any]:
+    """Commit of the code and whether it was changed; says so where the code is not what a git checkout tracks."""
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--", ".")
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        commit = _git(file.parent, "rev-parse", "HEAD")
+        changed = _git(file.parent, "status", "--porcelain", "--", "..")
     except (OSError, subprocess.CalledProcessError):
-        return {"git_sha": None, "why": "the code does not lie in a git checkout"}
+        return {"git_sha": None, "why": "the code is not tracked by a git checkout"}
     return {"git_sha": commit, "uncommitted_changes": bool(changed)}
 
 

@@ -18,7 +18,7 @@ from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboa
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
 from vitreous.reports.trackers import TrackerKind, log_run
-from vitreous.study.account import read_account
+from vitreous.study.account import pivot_counts, read_account
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.ledger import Ledger
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows
@@ -38,14 +38,11 @@ def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
     )
 
 
-def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -> pd.DataFrame:
+def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -> Leaderboard:
     """Write leaderboard.csv, leaderboard.md and report.html.
 
     Args:
         tracker: is told too, if given.
-
-    Returns:
-        The leaderboard as a table.
 
     Raises:
         UserError: the folder is no finished run.
@@ -57,7 +54,7 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
     render_report(data, directory.report)
     if tracker is not None:
         log_run(tracker, directory.root, leaderboard, data.curves)
-    return pd.read_csv(directory.root / "leaderboard.csv")
+    return leaderboard
 
 
 def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard) -> ReportData:
@@ -93,18 +90,10 @@ def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Lead
 
 
 def _count_tables(counts: pd.DataFrame) -> tuple[Table, ...]:
-    """One table per column of the cohort: participants (volumes) by split."""
-    tables = []
-    for column in counts["column"].unique():
-        part = counts[counts["column"] == column]
-        splits = [split for split in ("train", "val", "test", "") if split in set(part["split"])]
-        cells = {(row.value, row.split): f"{row.patients} ({row.volumes})" for row in part.itertuples()}
-        rows = tuple(
-            (value, *(cells.get((value, split), "0 (0)") for split in splits)) for value in part["value"].unique()
-        )
-        heads = (str(column), *(split or "all" for split in splits))
-        tables.append(Table(f"Participants (volumes) by {column}", heads, rows))
-    return tuple(tables)
+    return tuple(
+        Table(f"Participants (volumes) by {heads[0]}", tuple(heads), tuple(tuple(row) for row in rows))
+        for heads, rows in pivot_counts(counts)
+    )
 
 
 def _has_curves(directory: RunDirectory, row: KeptRow) -> bool:
@@ -160,19 +149,12 @@ def _lost_patients(account: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def print_leaderboard(run_dir: Path, console: Console) -> None:
-    """Show the leaderboard of a finished run in the terminal."""
-    directory = RunDirectory(run_dir)
-    console.print(render_terminal(leaderboard_of(directory, kept_study(directory))))
-
-
 def print_report(run_dir: Path) -> None:
     """Rebuild and show."""
     directory = RunDirectory(run_dir)
-    write_outputs(directory)
     console = Console()
-    print_leaderboard(run_dir, console)
-    console.print(f"report  {directory.report}", highlight=False, soft_wrap=True)
+    console.print(render_terminal(write_outputs(directory)))
+    console.print(f"report  {directory.report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_joint_leaderboard(root: Path, folders: Sequence[Path], console: Console) -> None:

@@ -12,16 +12,26 @@ from vitreous.config.compose import load_study
 from vitreous.config.study import StudyConfig
 from vitreous.core.files import remove_partial_files, write_json
 from vitreous.features.store import FeatureStore
+from vitreous.reports.leaderboard import Leaderboard
+from vitreous.reports.leaderboard_tables import leaderboard_frame, render_terminal
 from vitreous.reports.trackers import check_tracker
+from vitreous.storage.locks import exclusive
 from vitreous.study.account import write_account
 from vitreous.study.adapt import adapt_all, rows_of
 from vitreous.study.data import OpenedData, open_data
-from vitreous.study.encode import StudyFeatures, describe_encoding, encode_study, feature_store
+from vitreous.study.encode import (
+    StudyFeatures,
+    check_usable,
+    describe_encoding,
+    encode_study,
+    feature_store,
+    write_data_errors,
+)
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.evaluate import evaluate_all
-from vitreous.study.partitions import make_partitions
+from vitreous.study.partitions import check_partitions, make_partitions
 from vitreous.study.provenance import cohort_fingerprint, describe_run
-from vitreous.study.report import print_leaderboard, write_outputs
+from vitreous.study.report import write_outputs
 from vitreous.study.rows import write_rows
 from vitreous.study.run_directory import RunDirectory, claim
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -33,13 +43,18 @@ class Result:
 
     Args:
         run_dir: where everything is.
-        leaderboard: ``leaderboard.csv`` as a table.
+        standing: all rows with intervals and comparisons.
         report: ``report.html``.
     """
 
     run_dir: Path
-    leaderboard: pd.DataFrame
+    standing: Leaderboard
     report: Path
+
+    @property
+    def leaderboard(self) -> pd.DataFrame:
+        """The columns of ``leaderboard.csv``; what is undefined is missing."""
+        return leaderboard_frame(self.standing)
 
 
 def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Console | None = None) -> Result:
@@ -52,7 +67,7 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     Raises:
         VitreousError: the run failed; what is finished is kept.
     """
-    console = console or Console(stderr=True, highlight=False)
+    console = console or Console(stderr=True, highlight=False, markup=False)
     directory = RunDirectory(run_dir or Path(config.runs).expanduser() / config.name)
     if config.tracker is not None:
         check_tracker(config.tracker)
@@ -61,21 +76,26 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     encoders = open_encoders(config, runtime, data.cache)
     hashes = {"cohort": cohort_fingerprint(data.cohort)}
     hashes |= {f"encoders.{opened.name}.weights": opened.encoder.weights_hash for opened in encoders}
-    claim(directory, config, describe_run(config, runtime, data.cohort, hashes))
-    for folder in [directory.root, *directory.root.glob("**/")]:
-        remove_partial_files(folder)
-    for opened in encoders:
-        write_json(directory.receipt(opened.name), opened.describe())
-    features = encode_study(config, runtime, data, encoders)
-    console.print(describe_encoding(data, features))
-    write_account(directory, data, features)
-    partitions = make_partitions(data.cohort, config.folds, features.samples["sample_id"])
-    rows = rows_of(config, encoders)
-    models = {opened.name: _describe_model(config, runtime, data, opened, features) for opened in encoders}
-    adapt_all(config, directory, rows, partitions, features, models)
-    write_rows(directory, rows, encoders, config.folds.k if config.folds else None)
-    evaluate_all(config, directory, rows, partitions, features)
-    leaderboard = write_outputs(directory, config.tracker)
+    provenance = describe_run(config, runtime, data.cohort, hashes)
+    with exclusive(directory.root / ".lock"):  # a second process on the same run waits, then finds it done
+        claim(directory, config, provenance)
+        for folder in [directory.root, *directory.root.glob("**/")]:
+            remove_partial_files(folder)
+        for opened in encoders:
+            write_json(directory.receipt(opened.name), opened.describe())
+        features = encode_study(config, runtime, data, encoders)
+        write_data_errors(directory.data_errors, features.quarantined)
+        check_usable(config, features, len(data.cohort.samples))
+        console.print(describe_encoding(data, features))
+        write_account(directory, data, features)
+        partitions = make_partitions(data.cohort, config.folds, features.samples["sample_id"])
+        check_partitions(partitions, config.data.classes)
+        rows = rows_of(config, encoders)
+        models = {opened.name: _describe_model(config, runtime, data, opened, features) for opened in encoders}
+        adapt_all(config, directory, rows, partitions, features, models, runtime.device)
+        evaluate_all(config, directory, rows, partitions, features)
+        write_rows(directory, rows, encoders, config.folds.k if config.folds else None)
+        leaderboard = write_outputs(directory, config.tracker)
     return Result(directory.root, leaderboard, directory.report)
 
 
@@ -96,6 +116,6 @@ def print_run(study: str, overrides: Sequence[str]) -> None:
     """Run a study and print its leaderboard and where the report is."""
     console = Console()
     result = run_study(load_study(study, overrides))
-    print_leaderboard(result.run_dir, console)
+    console.print(render_terminal(result.standing))
     console.print(f"\nreport       {result.report}", highlight=False, soft_wrap=True)
     console.print(f"leaderboard  {result.run_dir / 'leaderboard.md'}", highlight=False, soft_wrap=True)

@@ -60,8 +60,8 @@ def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str,
     Args:
         directory: where the run lives.
         config: resolved study.
-        provenance: written on the first run; its `hashes` (of the cohort and of each encoder's weights) must
-            be the same on every later one.
+        provenance: its `hashes` (of the cohort and of each encoder's weights, and where is computed) must be the
+            same on every later run; its `starts` are added to those before, where code or environment changed.
 
     Raises:
         StudyMismatchError: other settings or other data made the directory; names the keys that differ.
@@ -80,8 +80,9 @@ def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str,
             )
     else:
         write_text(directory.study_yaml, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    if not directory.provenance.exists():
-        write_json(directory.provenance, provenance)
+    kept_starts = json.loads(directory.provenance.read_text())["starts"] if directory.provenance.exists() else []
+    starts = [*kept_starts, *(start for start in provenance["starts"] if start not in kept_starts)]
+    write_json(directory.provenance, {**provenance, "starts": starts})
 
 
 def kept_study(directory: RunDirectory) -> StudyConfig:
