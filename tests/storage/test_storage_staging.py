@@ -310,3 +310,28 @@ def test_killed_while_fetching(
         for info, path in cache.stream(store, store.list()):
             assert isinstance(path, Path)
             assert path.read_bytes() == bodies[info.relative]
+
+
+def test_files_still_in_use_are_not_evicted(
+    bodies: dict[str, bytes], damaged_store: ObjectStore, tmp_path: Path
+) -> None:
+    given: list[Path] = []
+    with StagingCache(tmp_path, max_gb=3.5 * SIZE / 1e9, in_flight=2) as cache:
+        for _, path in cache.stream(damaged_store, damaged_store.list(), in_use=6):
+            assert isinstance(path, Path)
+            given.append(path)
+            assert all(one.exists() for one in given[-6:])
+    assert len([one for one in given if one.exists()]) < COUNT, "the cache is bounded all the same"
+
+
+def test_a_local_file_that_changed_since_it_was_listed(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "a.npy"
+    path.write_bytes(b"first")
+    store = ObjectStore(Location.parse(str(tmp_path / "data")))
+    infos = store.list()
+    path.write_bytes(b"second, longer")
+    with StagingCache(tmp_path / "cache", max_gb=1) as cache:
+        ((_, result),) = cache.stream(store, infos)
+    assert isinstance(result, StorageError)
+    assert "changed since it was listed; run the same command again" in str(result)

@@ -230,6 +230,11 @@ def _preprocess(volume: Volume, spec: InputSpec) -> torch.Tensor | InputError:
         return error
 
 
+def files_in_use(workers: int) -> int:
+    """How many staged files the decoders may hold at once: those being read and those that wait their turn."""
+    return 2 * workers + 2
+
+
 def _spec_key(spec: InputSpec) -> str:
     return spec.model_dump_json()
 
@@ -241,7 +246,7 @@ def _ahead(function: Callable[[Staged], _Prepared], items: Iterable[Staged], wor
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > 2 * workers:
+                if len(pending) >= files_in_use(workers) - 1:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -89,12 +89,14 @@ class StagingCache:
         return path
 
     def stream(
-        self, store: ObjectStore, infos: Sequence[ObjectInfo]
+        self, store: ObjectStore, infos: Sequence[ObjectInfo], *, in_use: int = 1
     ) -> Iterator[tuple[ObjectInfo, Path | StorageError]]:
         """Every object in the order given, fetched ahead; a failure takes the place of its path.
 
-        A path is safe until the next one is asked for. Close the iterator (or use it up) to free what it holds.
-
+        Args:
+            in_use: of the files given last, how many the consumer may still be reading; they are not evicted, even
+                where the cache exceeds its bound by them. The last ones are freed when the iterator is used up or
+                closed.
         Raises:
             ConfigError: at the start, if an object is larger than the whole cache.
             LocationError: access to the bucket is refused; no file could follow.
@@ -103,6 +105,7 @@ class StagingCache:
         stop = threading.Event()
         waiting = deque(infos)
         ahead: deque[_Ahead] = deque()
+        read: deque[Pin | None] = deque()
         pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="staging")
         try:
             while waiting or ahead:
@@ -117,12 +120,13 @@ class StagingCache:
                 except MissingObjectError as error:  # gone since it was listed: this file's failure alone
                     result = StorageError(str(error))
                 ahead.popleft()
-                try:
-                    yield first.info, result
-                finally:
-                    if held is not None:
-                        held.release()
+                read.append(held)
+                yield first.info, result
+                while len(read) >= in_use:
+                    _release(read.popleft())
         finally:
+            for held in read:
+                _release(held)
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             for left in ahead:
@@ -262,13 +266,21 @@ class StagingCache:
             )
 
 
+def _release(held: Pin | None) -> None:
+    if held is not None:
+        held.release()
+
+
 def _local(info: ObjectInfo) -> "Future[tuple[Path, Pin | None]]":
     """A local file, there at once; or its failure, if it has gone since it was listed."""
     staged: Future[tuple[Path, Pin | None]] = Future()
     try:
-        look_at(info.location, info.relative)
+        found = look_at(info.location, info.relative)
     except LocationError as error:
         staged.set_exception(StorageError(str(error)))
-    else:
+        return staged
+    if found.identity == info.identity:
         staged.set_result((info.location.path, None))
+    else:
+        staged.set_exception(StorageError(f"{info.location}: changed since it was listed; run the same command again."))
     return staged

@@ -72,11 +72,15 @@ class OpenedData:
             once.setdefault(file_id, Request(file_id, relative, int(item)))
         return list(once.values())
 
-    def stage(self, requests: Sequence[Request]) -> Iterator[Staged]:
-        """Bring the files of these requests to disk, ahead of use, in the order asked for."""
+    def stage(self, requests: Sequence[Request], *, in_use: int = 1) -> Iterator[Staged]:
+        """Bring the files of these requests to disk, ahead of use, in the order asked for.
+
+        Args:
+            in_use: of the files given last, how many may still be read.
+        """
         # neighbouring items of one file (npz) share one staged copy
         runs = [list(run) for _, run in groupby(requests, key=lambda request: self.infos[request.source].location)]
-        staged = self.cache.stream(self.store, [self.infos[run[0].source] for run in runs])
+        staged = self.cache.stream(self.store, [self.infos[run[0].source] for run in runs], in_use=in_use)
         for run, (_, path) in zip(runs, staged, strict=True):
             for request in run:
                 yield request, path

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from vitreous.core.errors import RunError, TooManyQuarantinedError
 from vitreous.core.files import replacing
 from vitreous.core.progress import progress_bar
 from vitreous.encoders.encoder import FORWARD_VERSION
-from vitreous.features.encode import EncoderTask, PassSummary, encode_missing
+from vitreous.features.encode import EncoderTask, PassSummary, encode_missing, files_in_use
 from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
 from vitreous.inputs.preprocessing import PREPROCESSING_VERSION
 from vitreous.inputs.volume import DECODER_VERSION
@@ -104,7 +105,7 @@ def _encode_missing(
         return encode_missing(
             data.requests,
             tasks,
-            stage=data.stage,
+            stage=partial(data.stage, in_use=files_in_use(runtime.workers)),
             load_volume=data.load_volume,
             shard_size=SHARD_SIZE,
             workers=runtime.workers,
