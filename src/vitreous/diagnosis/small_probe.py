@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vitreous.core.errors import UserError
 from vitreous.core.finding import Finding
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.recipes.probe_grid import ProbeMember, ProbeSettings, fit_probe_grid
@@ -23,7 +24,11 @@ def find_unlearnable(rows: FeatureSet, num_classes: int) -> Finding:
     # the same rows under other ids stand for val, which is not looked at: only the training loss counts
     mirror = replace(rows, patient_id_N=np.char.add(rows.patient_id_N, " again"))
     settings = ProbeSettings(epochs=300, batch_size=None, warmup_epochs=5, patience=None)
-    probe = fit_probe_grid(rows, mirror, [ProbeMember(3e-2)], settings, num_classes=num_classes)[0]
+    remedy = "Features that are (nearly) the same for all samples do this: look at value range and receipt."
+    try:
+        probe = fit_probe_grid(rows, mirror, [ProbeMember(3e-2)], settings, num_classes=num_classes)[0]
+    except UserError as error:  # its only member diverged
+        return Finding("probe_cannot_learn", "error", "The probe diverges on eight samples.", str(error), remedy)
     losses = [row["train_loss"] for row in probe.history]
     evidence = (
         f"{len(rows.y_N)} samples, {rows.features_ND.shape[1]} features, {num_classes} classes: "
@@ -36,5 +41,5 @@ def find_unlearnable(rows: FeatureSet, num_classes: int) -> Finding:
         "error",
         "The probe cannot even learn eight samples by heart.",
         evidence,
-        "Features that are (nearly) the same for all samples do this: look at value range and receipt.",
+        remedy,
     )

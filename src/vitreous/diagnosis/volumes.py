@@ -8,6 +8,8 @@ import pandas as pd
 from vitreous.core.finding import Finding
 
 ROBUST_Z = 6.0  # distance from the median in robust standard deviations that makes a volume stand out
+RARE_SHARE = 0.02  # of the volumes; a size that no more share stands out
+FEWEST_VOLUMES = 20  # fewer say nothing about what is usual
 _MAD_TO_SD = 1.4826  # of a normal distribution
 _SIZES = ("depth", "height", "width")
 _SHOWN = 5
@@ -36,16 +38,19 @@ def _find_rare_sizes(statistics: pd.DataFrame) -> list[Finding]:
     if not set(_SIZES) <= set(statistics.columns):
         return []
     sizes = Counter(zip(*(statistics[axis].astype(int) for axis in _SIZES), strict=True))
+    if len(statistics) < FEWEST_VOLUMES:
+        return []
     # a size that several volumes share is a scanner's protocol, not an accident
-    rare = {size: count for size, count in sizes.items() if count / len(statistics) < 0.02}
-    if not rare or len(statistics) < 20:
+    most = max(1, int(RARE_SHARE * len(statistics)))
+    rare = {size: count for size, count in sizes.items() if count <= most}
+    if not rare or len(rare) > len(sizes) / 2:  # where most sizes are rare, there is no usual one to differ from
         return []
     shown = ", ".join(f"{d}×{h}×{w} ({count})" for (d, h, w), count in list(rare.items())[:_SHOWN])
     return [
         Finding(
             "rare_size",
             "warning",
-            f"{sum(rare.values())} volumes have a size that fewer than 2 % share.",
+            f"{sum(rare.values())} of {len(statistics)} volumes have a size that hardly any other has.",
             f"D×H×W (volumes): {shown}; most frequent {'×'.join(map(str, sizes.most_common(1)[0][0]))}",
             "Look at these files; if they are another protocol, leave them out with `volumes`.",
         )
@@ -53,7 +58,7 @@ def _find_rare_sizes(statistics: pd.DataFrame) -> list[Finding]:
 
 
 def _find_far_values(statistics: pd.DataFrame, column: str) -> list[Finding]:
-    if column not in statistics.columns or len(statistics) < 20:
+    if column not in statistics.columns or len(statistics) < FEWEST_VOLUMES:
         return []
     values = statistics[column].to_numpy(np.float64)
     centre = np.median(values)

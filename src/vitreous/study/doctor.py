@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from vitreous.config.compose import load_study
 from vitreous.config.study import StudyConfig
-from vitreous.core.errors import InputError, StorageError, UserError
+from vitreous.core.errors import InputError, StorageError, UserError, VitreousError
 from vitreous.core.finding import Finding
 from vitreous.diagnosis.small_probe import find_unlearnable
 from vitreous.diagnosis.volumes import find_volume_outliers, summarise_volumes
@@ -50,7 +50,7 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
     )
     try:
         data = open_data(config, keep_listing=False)
-    except UserError as error:
+    except VitreousError as error:
         yield Finding("data", "error", "The data cannot be opened.", str(error), "Mend this, then run doctor again.")
         return
     samples = data.cohort.samples
@@ -62,7 +62,7 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
     yield _resolve_some(data)
     try:
         encoders = open_encoders(config, runtime, data.cache)
-    except UserError as error:
+    except VitreousError as error:
         yield Finding("encoders", "error", "An encoder cannot be opened.", str(error), "vitreous inspect CHECKPOINT")
         return
     for opened in encoders:
@@ -117,7 +117,9 @@ def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) 
     """Decode some volumes, spread over the cohort, and the few that the small probe needs."""
     samples = data.cohort.samples
     spread = np.unique(np.linspace(0, len(samples) - 1, _SURVEYED).astype(int))
-    wanted = sorted({*spread.tolist(), *_eight_rows(data, partition)})
+    probed = _eight_rows(data, partition)
+    kept = set(samples["sample_id"].iloc[probed])  # a whole survey of decoded volumes may not fit into memory
+    wanted = sorted({*spread.tolist(), *probed})
     chosen = samples.iloc[wanted]
     requests = [
         Request(data.file_ids[sample_id], relative, int(item))
@@ -129,25 +131,27 @@ def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) 
             failures.append(str(path))
             continue
         try:
-            volumes[sample_id] = data.load_volume(request, path)
+            volume = data.load_volume(request, path)
         except InputError as error:
             failures.append(str(error))
             continue
-        rows[sample_id] = volume_statistics(volumes[sample_id])
+        rows[sample_id] = volume_statistics(volume)
+        if sample_id in kept:
+            volumes[sample_id] = volume
     if failures:
         yield Finding(
             "decode",
-            "warning" if volumes else "error",
+            "warning" if rows else "error",
             f"{len(failures)} of {len(requests)} files cannot be used.",
             failures[0],
             "Such files are quarantined; more than data.max_quarantined stops a run.",
         )
-    if not volumes:
+    if not rows:
         return
     statistics = pd.DataFrame.from_dict(rows, orient="index")
     table = summarise_volumes(statistics)
     shown = "; ".join(f"{name} {row['min']:.4g}…{row['median']:.4g}…{row['max']:.4g}" for name, row in table.iterrows())
-    yield Finding("volumes", "info", f"{len(volumes)} volumes decoded (minimum…median…maximum).", shown)
+    yield Finding("volumes", "info", f"{len(rows)} of {len(samples)} volumes decoded (minimum…median…maximum).", shown)
     yield from find_volume_outliers(statistics)
 
 
@@ -243,6 +247,11 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
             str(account["patients_without_usable_volume"]),
             f"See {directory.data_errors}.",
         )
+    volumes = _volumes_of(directory)
+    table = summarise_volumes(volumes)
+    shown = "; ".join(f"{name} {row['min']:.4g}…{row['median']:.4g}…{row['max']:.4g}" for name, row in table.iterrows())
+    yield Finding("volumes", "info", f"{len(volumes)} volumes (minimum…median…maximum).", shown)
+    yield from find_volume_outliers(volumes)
     leaderboard = leaderboard_of(directory, config)
     yield from leaderboard.findings
     for row in leaderboard.rows:
@@ -268,11 +277,20 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
                 )
 
 
+def _volumes_of(directory: RunDirectory) -> pd.DataFrame:
+    """Statistics of every encoded volume of a run, by sample id."""
+    manifest = pd.read_parquet(directory.manifest)
+    encoded = manifest[manifest["fate"] == "encoded"].set_index("sample_id")
+    columns = [column for column in encoded.columns if column.startswith("volume_")]
+    return encoded[columns].rename(columns=lambda column: column.removeprefix("volume_"))
+
+
 def print_doctor(target: str, overrides: Sequence[str]) -> bool:
     """Print findings as they are made; True if one of them is an error."""
     console = Console(highlight=False, soft_wrap=True)
     path = Path(target).expanduser()
-    findings = examine_run(RunDirectory(path)) if path.is_dir() else examine_study(load_study(target, overrides))
+    is_run = (path / "study.yaml").exists()
+    findings = examine_run(RunDirectory(path)) if is_run else examine_study(load_study(target, overrides))
     is_wrong = False
     for finding in findings:
         is_wrong |= finding.severity == "error"
