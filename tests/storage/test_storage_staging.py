@@ -14,6 +14,7 @@ import pytest
 
 from s3_server import DamagingProxy
 from vitreous.core.errors import ConfigError, LocationError, StorageError
+from vitreous.features.encode import _ahead, files_in_use
 from vitreous.storage.files import fetch_file
 from vitreous.storage.location import Location, ObjectInfo, S3Options
 from vitreous.storage.objects import ObjectStore
@@ -215,34 +216,6 @@ def test_local_files_are_not_copied(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_digest_is_remembered(bodies: dict[str, bytes], store: ObjectStore, tmp_path: Path) -> None:
-    infos = store.list()
-    with StagingCache(tmp_path, max_gb=1) as cache:
-        path = cache.fetch(store, infos[0])
-        expected = hashlib.sha256(bodies["000.dcm"]).hexdigest()
-        assert cache.content_digest(infos[0], path) == expected
-    with StagingCache(tmp_path, max_gb=1) as again:
-        assert again.content_digest(infos[0], tmp_path / "is never opened") == expected
-        assert again.remembered_digests(infos) == {infos[0].identity: expected}
-
-
-def test_digest_of_a_local_file_follows_its_content(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"one")
-    store = ObjectStore(Location.parse(str(tmp_path)))
-    with StagingCache(tmp_path / "cache", max_gb=1) as cache:
-        assert cache.content_digest(store.head("x"), tmp_path / "x") == hashlib.sha256(b"one").hexdigest()
-        (tmp_path / "x").write_bytes(b"two")
-        assert cache.content_digest(store.head("x"), tmp_path / "x") == hashlib.sha256(b"two").hexdigest()
-
-
-def test_broken_table_of_digests(tmp_path: Path) -> None:
-    (tmp_path / "digests.sqlite").write_bytes(b"this is no database" * 100)
-    info = ObjectInfo(Location("s3", "b", "k"), "k", 1, "e")
-    wanted = pytest.raises(LocationError, match=r"digests\.sqlite.*remove the file")
-    with StagingCache(tmp_path, max_gb=1) as cache, wanted:
-        cache.remembered_digests([info])
-
-
 def test_truncated_copy_is_fetched_again(
     bodies: dict[str, bytes], damaged_store: ObjectStore, proxy: DamagingProxy, tmp_path: Path
 ) -> None:
@@ -335,3 +308,39 @@ def test_a_local_file_that_changed_since_it_was_listed(tmp_path: Path) -> None:
         ((_, result),) = cache.stream(store, infos)
     assert isinstance(result, StorageError)
     assert "changed since it was listed; run the same command again" in str(result)
+    path.write_bytes(b"once more")
+    with StagingCache(tmp_path / "cache", max_gb=1) as cache:
+        with pytest.raises(StorageError, match="changed since it was listed"):
+            cache.fetch(store, infos[0])
+        assert cache.fetch(store, store.head("a.npy")) == path
+
+
+def test_no_file_vanishes_before_it_is_decoded(
+    bodies: dict[str, bytes], damaged_store: ObjectStore, tmp_path: Path
+) -> None:
+    """Slow decoders behind a cache of three files."""
+    workers = 2
+    infos = damaged_store.list()
+
+    def decode(given: tuple[ObjectInfo, Path | StorageError]) -> bytes:
+        time.sleep(0.02)
+        assert isinstance(given[1], Path)
+        return given[1].read_bytes()
+
+    with StagingCache(tmp_path, max_gb=3.5 * SIZE / 1e9, in_flight=4) as cache:
+        given = cache.stream(damaged_store, infos, in_use=files_in_use(workers))
+        decoded = list(_ahead(decode, given, workers))  # type: ignore[arg-type]
+    assert decoded == [bodies[info.relative] for info in infos]
+
+
+def test_the_last_files_of_a_stream_stay_until_the_next(
+    bodies: dict[str, bytes], store: ObjectStore, tmp_path: Path
+) -> None:
+    infos, max_gb = store.list(), 3.5 * SIZE / 1e9
+    with StagingCache(tmp_path, max_gb=max_gb) as cache, StagingCache(tmp_path, max_gb=max_gb) as other:
+        last = [path for _, path in cache.stream(store, infos[:6], in_use=4)][-3:]  # asking on frees the fourth
+        list(other.stream(store, infos[6:]))
+        assert all(isinstance(path, Path) and path.exists() for path in last)
+        list(cache.stream(store, infos[:1]))
+        list(other.stream(store, infos[6:]))
+        assert not any(isinstance(path, Path) and path.exists() for path in last)

@@ -39,7 +39,8 @@ def list_folder(root: Path, folder: Path) -> list[ObjectInfo]:
                 if entry.is_dir():
                     pending.append(entry.path)
                     continue
-                status = entry.stat()
+                # on Windows an entry of a listing carries no inode, and would never equal the file looked at later
+                status = os.stat(entry.path) if os.name == "nt" else entry.stat()
             except FileNotFoundError:
                 dangling.append(entry.path)
                 continue

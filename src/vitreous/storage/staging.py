@@ -1,7 +1,7 @@
 """Remote files brought to a bounded local cache: whole or not at all, verified, many in flight.
 
-Layout of the cache folder: ``objects/<2 hex>/<identity><suffix>``, ``digests.sqlite``, and ``locks`` and ``reserved``,
-by which processes that share it know of each other.
+Layout of the cache folder: ``objects/<2 hex>/<identity><suffix>``, and ``locks`` and ``reserved``, by which processes
+that share it know of each other.
 """
 
 import os
@@ -17,8 +17,6 @@ from typing import Self
 
 from vitreous.core.errors import ConfigError, LocationError, StorageError
 from vitreous.core.files import replacing
-from vitreous.core.fingerprints import hash_file
-from vitreous.storage.digests import DigestBook
 from vitreous.storage.local_files import look_at
 from vitreous.storage.location import ObjectInfo
 from vitreous.storage.locks import Pin, exclusive, pin
@@ -64,8 +62,8 @@ class StagingCache:
         self._retries = retries
         self._in_flight = in_flight
         self._room = Room(self.dir / "objects", self.max_bytes)
-        self._digests = DigestBook(self.dir / "digests.sqlite")
         self._held: OrderedDict[str, tuple[Pin, int]] = OrderedDict()
+        self._lent: list[Pin | None] = []  # the last files of the latest stream
         self._holding = threading.Lock()
 
     def fetch(self, store: ObjectStore, info: ObjectInfo) -> Path:
@@ -76,11 +74,11 @@ class StagingCache:
 
         Raises:
             LocationError: access is refused, or the object does not exist.
-            StorageError: the object did not arrive whole after all retries.
+            StorageError: the object did not arrive whole after all retries, or changed since it was listed.
             ConfigError: it is larger than the whole cache.
         """
         if info.location.is_local:
-            look_at(info.location, info.relative)
+            _check_unchanged(info)
             return info.location.path
         self._check_fits([info])
         path, held = self._stage(store, info, threading.Event(), is_reserved=False)
@@ -95,13 +93,14 @@ class StagingCache:
 
         Args:
             in_use: of the files given last, how many the consumer may still be reading; they are not evicted, even
-                where the cache exceeds its bound by them. The last ones are freed when the iterator is used up or
-                closed.
+                where the cache exceeds its bound by them. The last ones are freed when the iterator is closed early,
+                when this cache streams again, or when it is closed.
         Raises:
             ConfigError: at the start, if an object is larger than the whole cache.
             LocationError: access to the bucket is refused; no file could follow.
         """
         self._check_fits(infos)
+        self._take_back()
         stop = threading.Event()
         waiting = deque(infos)
         ahead: deque[_Ahead] = deque()
@@ -124,6 +123,9 @@ class StagingCache:
                 yield first.info, result
                 while len(read) >= in_use:
                     _release(read.popleft())
+            with self._holding:
+                self._lent.extend(read)  # the consumer may still be reading what it was given last
+            read.clear()
         finally:
             for held in read:
                 _release(held)
@@ -132,29 +134,12 @@ class StagingCache:
             for left in ahead:
                 self._abandon(left)
 
-    def content_digest(self, info: ObjectInfo, path: Path) -> str:
-        """SHA-256 of the content, read once and then remembered by identity.
-
-        Args:
-            path: where :meth:`fetch` or :meth:`stream` put it.
-        """
-        identity = info.identity
-        if known := self._digests.recall([identity]):
-            return known[identity]
-        digest = hash_file(path)
-        self._digests.remember(identity, digest)
-        return digest
-
-    def remembered_digests(self, infos: Sequence[ObjectInfo]) -> dict[str, str]:
-        """Content identity → SHA-256 for the objects whose content was seen before; nothing is read or fetched."""
-        return self._digests.recall([info.identity for info in infos])
-
     def close(self) -> None:
         """Let every held file go."""
+        self._take_back()
         with self._holding:
             while self._held:
                 self._held.popitem()[1][0].release()
-        self._digests.close()
         self._room.close()
 
     def __enter__(self) -> Self:
@@ -164,6 +149,11 @@ class StagingCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _take_back(self) -> None:
+        with self._holding:
+            while self._lent:
+                _release(self._lent.pop())
 
     def _send_ahead(
         self,
@@ -225,8 +215,7 @@ class StagingCache:
 
     def _download(self, store: ObjectStore, info: ObjectInfo, path: Path, stop: threading.Event) -> None:
         with replacing(path) as aside:
-            digest = store.download(info, aside, stop=stop, retry=replace(store.retry, retries=self._retries))
-        self._digests.remember(info.identity, digest)
+            store.download(info, aside, stop=stop, retry=replace(store.retry, retries=self._retries))
 
     def _pin_staged(self, info: ObjectInfo) -> Pin | None:
         """The pinned copy if there is one of the right size, marked as just used."""
@@ -272,15 +261,17 @@ def _release(held: Pin | None) -> None:
 
 
 def _local(info: ObjectInfo) -> "Future[tuple[Path, Pin | None]]":
-    """A local file, there at once; or its failure, if it has gone since it was listed."""
+    """A local file, there at once; or its failure, if it has gone or changed since it was listed."""
     staged: Future[tuple[Path, Pin | None]] = Future()
     try:
-        found = look_at(info.location, info.relative)
-    except LocationError as error:
+        _check_unchanged(info)
+    except (LocationError, StorageError) as error:
         staged.set_exception(StorageError(str(error)))
-        return staged
-    if found.identity == info.identity:
-        staged.set_result((info.location.path, None))
     else:
-        staged.set_exception(StorageError(f"{info.location}: changed since it was listed; run the same command again."))
+        staged.set_result((info.location.path, None))
     return staged
+
+
+def _check_unchanged(info: ObjectInfo) -> None:
+    if look_at(info.location, info.relative).identity != info.identity:
+        raise StorageError(f"{info.location}: changed since it was listed; run the same command again.")
