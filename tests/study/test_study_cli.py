@@ -11,6 +11,8 @@ import yaml
 from cohorts import contents, study_values, write_checkpoint, write_cohort, write_study
 
 from vitreous import cli
+from vitreous.config.compose import packaged_studies
+from vitreous.core.errors import LocationError
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -111,6 +113,51 @@ def test_doctor_finds_a_volume_that_stands_out(
     code, out, _ = call(monkeypatch, capsys, "doctor", str(study))
     assert code == 0
     assert "robust standard deviations" in out
+
+
+def test_doctor_tells_of_a_bucket_that_fails_in_the_middle(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> object:
+        raise LocationError("s3://eye: access was refused")
+
+    monkeypatch.setattr("vitreous.storage.staging.StagingCache.stream", refused)
+    code, out, err = call(monkeypatch, capsys, "doctor", str(study))
+    assert code == 1
+    assert "The volumes cannot be surveyed." in out
+    assert "access was refused" in out
+    assert "tensors" in out, "the steps before are told"
+    assert "Traceback" not in err
+
+
+def test_doctor_looks_at_every_volume_of_a_run(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sorted((study.parent / "cohort").rglob("*.npy"))[30]
+    np.save(path, np.load(path)[:4])
+    assert call(monkeypatch, capsys, "run", str(study), "seeds=[0]", "recipes.linear.epochs=4")[0] == 0
+    run_dir = study.parent / "cohort" / "runs" / "small"
+    code, out, err = call(monkeypatch, capsys, "doctor", str(run_dir))
+    assert code == 0, err
+    assert "1 of 72 volumes have a size that hardly any other has" in out
+    assert "4×40×36 (1)" in out
+    code, _, err = call(monkeypatch, capsys, "doctor", str(run_dir), "seeds=[0]")
+    assert code == 2
+    assert "a finished run takes no overrides" in err
+    code, _, err = call(monkeypatch, capsys, "doctor", str(run_dir.parent))
+    assert code == 2
+    assert "no run directory (it has no study.yaml)" in err
+
+
+def test_doctor_of_a_packaged_study_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = packaged_studies()[0]
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(monkeypatch, capsys, "doctor", name, f"data.table={tmp_path / 'absent.tsv'}")
+    assert code == 1, err
+    assert "The data cannot be opened." in out
 
 
 @pytest.mark.parametrize(

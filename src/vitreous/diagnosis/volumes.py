@@ -9,6 +9,7 @@ from vitreous.core.finding import Finding
 
 ROBUST_Z = 6.0  # distance from the median in robust standard deviations that makes a volume stand out
 RARE_SHARE = 0.02  # of the volumes; a size that no more share stands out
+USUAL_SHARE = 0.8  # of the volumes; where fewer have a size that is not rare, no size is the usual one
 FEWEST_VOLUMES = 20  # fewer say nothing about what is usual
 _MAD_TO_SD = 1.4826  # of a normal distribution
 _SIZES = ("depth", "height", "width")
@@ -26,7 +27,10 @@ def summarise_volumes(statistics: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_volume_outliers(statistics: pd.DataFrame) -> list[Finding]:
-    """Volumes of a size few others have, and volumes whose brightness lies far from the rest.
+    """Volumes of a size hardly any other has, and volumes whose brightness lies far from the rest.
+
+    A size is rare if at most 2 % of the volumes have it (of less than 100: one volume); it stands out where sizes
+    that are not rare make up most of the cohort.
 
     A robust z-score is the distance from the median over 1.4826 times the median absolute deviation; where more than
     half of the cohort has one value there is no such scale, and nothing stands out by it.
@@ -43,7 +47,7 @@ def _find_rare_sizes(statistics: pd.DataFrame) -> list[Finding]:
     # a size that several volumes share is a scanner's protocol, not an accident
     most = max(1, int(RARE_SHARE * len(statistics)))
     rare = {size: count for size, count in sizes.items() if count <= most}
-    if not rare or len(rare) > len(sizes) / 2:  # where most sizes are rare, there is no usual one to differ from
+    if not rare or sum(rare.values()) > (1 - USUAL_SHARE) * len(statistics):
         return []
     shown = ", ".join(f"{d}×{h}×{w} ({count})" for (d, h, w), count in list(rare.items())[:_SHOWN])
     return [

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from vitreous.config.compose import load_study
+from vitreous.config.compose import load_study, packaged_studies
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import InputError, StorageError, UserError, VitreousError
 from vitreous.core.finding import Finding
@@ -73,13 +73,21 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
             f"{opened.name}: {receipt.tensors_matched} of {receipt.tensors_total} tensors.",
             f"weights {opened.encoder.weights_hash[:12]}",
         )
-    partition = make_partitions(data.cohort, config.folds)[0]
     volumes: dict[str, Volume] = {}
-    yield from _survey(data, partition, volumes)
+    try:
+        partition = make_partitions(data.cohort, config.folds)[0]
+        yield from _survey(data, partition, volumes)
+    except VitreousError as error:
+        yield Finding("survey", "error", "The volumes cannot be surveyed.", str(error), "Mend this, then run again.")
+        return
     if not volumes:
+        yield Finding("small_probe", "error", "No volume of the training split can be used.", "", "Mend these files.")
         return
     for opened in encoders:
-        yield from _try_encoder(config, runtime, data, opened, partition, volumes)
+        try:
+            yield from _try_encoder(config, runtime, data, opened, partition, volumes)
+        except VitreousError as error:
+            yield Finding("encoder", "error", f"{opened.name} cannot be tried.", str(error), "Mend this first.")
 
 
 def _label_counts(data: OpenedData) -> str:
@@ -98,7 +106,7 @@ def _resolve_some(data: OpenedData) -> Finding:
         info = data.infos[relative]
         try:
             data.cache.fetch(data.store, info)
-        except (StorageError, UserError) as error:
+        except VitreousError as error:
             missing.append(str(error))
     if missing:
         return Finding(
@@ -148,10 +156,14 @@ def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) 
         )
     if not rows:
         return
-    statistics = pd.DataFrame.from_dict(rows, orient="index")
+    title = f"{len(rows)} of {len(samples)} volumes decoded"
+    yield from _describe_volumes(pd.DataFrame.from_dict(rows, orient="index"), title)
+
+
+def _describe_volumes(statistics: pd.DataFrame, title: str) -> Iterator[Finding]:
     table = summarise_volumes(statistics)
     shown = "; ".join(f"{name} {row['min']:.4g}…{row['median']:.4g}…{row['max']:.4g}" for name, row in table.iterrows())
-    yield Finding("volumes", "info", f"{len(rows)} of {len(samples)} volumes decoded (minimum…median…maximum).", shown)
+    yield Finding("volumes", "info", f"{title} (minimum…median…maximum).", shown)
     yield from find_volume_outliers(statistics)
 
 
@@ -229,7 +241,7 @@ def _try_encoder(
 
 
 def examine_run(directory: RunDirectory) -> Iterator[Finding]:
-    """Look at a finished run: collapsed and identical rows, floors, choices at the edge, quarantined files."""
+    """Look at a finished run: collapsed and identical rows, floors, choices at the edge, files that stand out."""
     config = kept_study(directory)
     account = read_account(directory)
     yield Finding(
@@ -248,10 +260,7 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
             f"See {directory.data_errors}.",
         )
     volumes = _volumes_of(directory)
-    table = summarise_volumes(volumes)
-    shown = "; ".join(f"{name} {row['min']:.4g}…{row['median']:.4g}…{row['max']:.4g}" for name, row in table.iterrows())
-    yield Finding("volumes", "info", f"{len(volumes)} volumes (minimum…median…maximum).", shown)
-    yield from find_volume_outliers(volumes)
+    yield from _describe_volumes(volumes, f"{len(volumes)} volumes")
     leaderboard = leaderboard_of(directory, config)
     yield from leaderboard.findings
     for row in leaderboard.rows:
@@ -285,12 +294,27 @@ def _volumes_of(directory: RunDirectory) -> pd.DataFrame:
     return encoded[columns].rename(columns=lambda column: column.removeprefix("volume_"))
 
 
+def _examine(target: str, overrides: Sequence[str]) -> Iterator[Finding]:
+    """A folder with a study.yaml is a run; everything else is the path or the packaged name of a study.
+
+    Raises:
+        UserError: a folder that is neither, or overrides for a run, which took its settings long ago.
+    """
+    directory = RunDirectory(Path(target).expanduser())
+    if directory.study_yaml.is_file():
+        if overrides:
+            raise UserError(f"{target}: a finished run takes no overrides; got {' '.join(overrides)}. Leave them out.")
+        return examine_run(directory)
+    if directory.root.is_dir() and target not in packaged_studies():
+        known = ", ".join(packaged_studies())
+        raise UserError(f"{target}: no run directory (it has no study.yaml), and no packaged study; those are {known}.")
+    return examine_study(load_study(target, overrides))
+
+
 def print_doctor(target: str, overrides: Sequence[str]) -> bool:
     """Print findings as they are made; True if one of them is an error."""
     console = Console(highlight=False, soft_wrap=True)
-    path = Path(target).expanduser()
-    is_run = (path / "study.yaml").exists()
-    findings = examine_run(RunDirectory(path)) if is_run else examine_study(load_study(target, overrides))
+    findings = _examine(target, overrides)
     is_wrong = False
     for finding in findings:
         is_wrong |= finding.severity == "error"
