@@ -132,7 +132,7 @@ def _add_choroid(light: FloatArray, eye: Eye, depth_1H1: FloatArray, geometry: S
     under = np.maximum(depth_1H1 - base_DW[:, None, :], 0)
     lumina = np.cos(under * np.float32(2 * np.pi / 0.17) + wander_DW[:, None, :])
     lumina *= np.tanh(patch_DW)[:, None, :]
-    lumina *= np.float32(0.55)
+    lumina *= np.float32(0.40)
     lumina *= np.minimum(under * np.float32(1 / 0.04), 1)  # none in the RPE and the choriocapillaris
     light *= 1 + lumina
     light *= np.exp(under * np.float32(-1 / CHOROID_DECAY_MM))

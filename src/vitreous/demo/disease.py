@@ -78,7 +78,7 @@ class Blend:
         return float(1 - np.exp(-exponent))
 
 
-INNER_RETINA = Factor(per_unit=-0.08, per_decade=-0.025, spread=0.06)
+INNER_RETINA = Factor(per_unit=-0.08, per_decade=-0.025, spread=0.05)
 """Thickness of RNFL, GCL and IPL."""
 
 VESSEL_CALIBRE = Factor(per_unit=0.10, per_decade=-0.02, spread=0.08)
@@ -87,7 +87,7 @@ VESSEL_CALIBRE = Factor(per_unit=0.10, per_decade=-0.02, spread=0.08)
 VESSEL_TORTUOSITY = Factor(per_unit=0.60, per_decade=0.05, spread=0.25)
 """Amplitude of the vessels' meanders."""
 
-CHOROID = Factor(per_unit=-0.06, per_decade=-0.06, spread=0.15)
+CHOROID = Factor(per_unit=-0.12, per_decade=-0.03, spread=0.10)
 """Thickness of the choroid."""
 
 DISORGANISATION = Blend(healthy=0.10, per_unit=0.35, spread=0.20)

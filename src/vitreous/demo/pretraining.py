@@ -52,7 +52,9 @@ class PretrainingRecipe:
     """Everything that decides a checkpoint, besides the library versions and the processor.
 
     Args:
-        volumes: unlabelled volumes, spread evenly over the scanners.
+        volumes: unlabelled volumes, spread evenly over the scanners. The volumes of one step all come from one
+            scanner, drawn anew each step, so that the standardised targets do not spend themselves on telling
+            scanners apart.
         hidden_share: share of the tokens that is predicted.
         momentum: of the target encoder at the first step; it rises linearly to 1.
         input_noise: greatest standard deviation of the noise added to what the context encoder sees, in
@@ -66,8 +68,8 @@ class PretrainingRecipe:
     num_heads: int = 2
     predictor_width: int = 64
     predictor_depth: int = 2
-    volumes: int = 1200
-    steps: int = 500
+    volumes: int = 800
+    steps: int = 260
     batch_size: int = 32
     warmup_steps: int = 40
     learning_rate: float = 1.5e-3
@@ -130,7 +132,7 @@ def pretrain(
         volumes_advance(1)
     x_NCDHW = torch.stack(pool)
     model = build_model(recipe)
-    loss = train(model, x_NCDHW, recipe, advance)
+    loss = train(model, x_NCDHW, len(devices), recipe, advance)
     model.eval()
     with torch.no_grad():
         features_ND = model.context_encoder(x_NCDHW[:128].float()).mean(1)
@@ -161,9 +163,13 @@ def build_model(recipe: PretrainingRecipe) -> MaskedLatentModel:
 
 
 def train(
-    model: MaskedLatentModel, x_NCDHW: torch.Tensor, recipe: PretrainingRecipe, advance: Advance
+    model: MaskedLatentModel, x_NCDHW: torch.Tensor, num_scanners: int, recipe: PretrainingRecipe, advance: Advance
 ) -> list[float]:
-    """AdamW with warm-up and cosine; returns the loss of every step."""
+    """AdamW with warm-up and cosine; returns the loss of every step.
+
+    Args:
+        x_NCDHW: volumes, the scanners taking turns.
+    """
     learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learnable, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95)
@@ -173,7 +179,9 @@ def train(
         rng = numpy_stream(recipe.seed, "pretraining", "step", step)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        x_BCDHW = x_NCDHW[torch.from_numpy(rng.integers(0, len(x_NCDHW), recipe.batch_size))].float()
+        per_scanner = len(x_NCDHW) // num_scanners
+        picked = rng.integers(0, per_scanner, recipe.batch_size) * num_scanners + rng.integers(num_scanners)
+        x_BCDHW = x_NCDHW[torch.from_numpy(picked)].float()
         flipped = [axis for axis in (2, 4) if rng.uniform() < 0.5]  # slices and columns; up stays up
         x_BCDHW = x_BCDHW.flip(flipped)
         noisy_BCDHW = _add_noise(x_BCDHW, recipe, step)
