@@ -95,9 +95,14 @@ def measure(kind: str, precision: str, arguments: argparse.Namespace) -> dict[st
     torch.save(tokens_BND.float(), arguments.tokens)
     achieved = forward_flop(tokens_BND.shape[1], depth) / seconds
     return {
-        "kind": kind, "precision": precision, "seconds": seconds, "gflops": achieved / 1e9,
-        "matmul_gflops": (before + after) / 2e9, "share_of_matmul": achieved / ((before + after) / 2),
-        "peak_memory_mb": peak / 1024, "memory_before_forward_mb": rss_before / 1024,
+        "kind": kind,
+        "precision": precision,
+        "seconds": seconds,
+        "gflops": achieved / 1e9,
+        "matmul_gflops": (before + after) / 2e9,
+        "share_of_matmul": achieved / ((before + after) / 2),
+        "peak_memory_mb": peak / 1024,
+        "memory_before_forward_mb": rss_before / 1024,
     }
 
 
@@ -108,18 +113,40 @@ def run_variants(arguments: argparse.Namespace) -> dict[str, Any]:
         for repeat in range(arguments.repeats):
             for kind, precision in VARIANTS:
                 tokens = Path(folder) / f"{kind}-{precision}.pt"
-                command = [sys.executable, __file__, "--variant", kind, precision, "--tokens", str(tokens),
-                           "--size", *map(str, arguments.size), "--depth", str(arguments.depth),
-                           "--threads", str(arguments.threads), "--clock", arguments.clock]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--variant",
+                    kind,
+                    precision,
+                    "--tokens",
+                    str(tokens),
+                    "--size",
+                    *map(str, arguments.size),
+                    "--depth",
+                    str(arguments.depth),
+                    "--threads",
+                    str(arguments.threads),
+                    "--clock",
+                    arguments.clock,
+                ]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 runs.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
                 print(f"repeat {repeat}: {kind} {precision} {runs[-1]['seconds']:.1f} s", file=sys.stderr)
-        loaded = {name: torch.load(Path(folder) / f"{name}.pt", weights_only=True)
-                  for name in ("eager-fp32", "vitreous-fp32", "eager-bf16", "vitreous-bf16")}
+        loaded = {
+            name: torch.load(Path(folder) / f"{name}.pt", weights_only=True)
+            for name in ("eager-fp32", "vitreous-fp32", "eager-bf16", "vitreous-bf16")
+        }
     reference = loaded["eager-fp32"]
-    return {"size": arguments.size, "depth": arguments.depth, "threads": arguments.threads, "clock": arguments.clock,
-            "torch": torch.__version__, "runs": runs,
-            "tokens": {name: compare_tokens(tokens, reference) for name, tokens in loaded.items()}}
+    return {
+        "size": arguments.size,
+        "depth": arguments.depth,
+        "threads": arguments.threads,
+        "clock": arguments.clock,
+        "torch": torch.__version__,
+        "runs": runs,
+        "tokens": {name: compare_tokens(tokens, reference) for name, tokens in loaded.items()},
+    }
 
 
 def compare_tokens(tokens_BND: torch.Tensor, reference_BND: torch.Tensor) -> dict[str, float]:
@@ -127,18 +154,27 @@ def compare_tokens(tokens_BND: torch.Tensor, reference_BND: torch.Tensor) -> dic
     cosine_BN = nn.functional.cosine_similarity(tokens_BND, reference_BND, dim=-1)
     return {
         "relative_distance": float((tokens_BND - reference_BND).norm() / reference_BND.norm()),
-        "smallest_cosine": float(cosine_BN.min()), "mean_cosine": float(cosine_BN.mean()),
+        "smallest_cosine": float(cosine_BN.min()),
+        "mean_cosine": float(cosine_BN.mean()),
     }
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
     """Medians over repeats, and the ratio of plain eager to Vitreous inside each repeat."""
+
     def of(kind: str, precision: str, key: str) -> list[float]:
         return [run[key] for run in result["runs"] if (run["kind"], run["precision"]) == (kind, precision)]
 
     keys = ("seconds", "gflops", "matmul_gflops", "share_of_matmul", "peak_memory_mb", "memory_before_forward_mb")
-    rows = [{"kind": kind, "precision": precision, **{key: median(of(kind, precision, key)) for key in keys},
-             **result["tokens"][f"{kind}-{precision}"]} for kind, precision in VARIANTS]
+    rows = [
+        {
+            "kind": kind,
+            "precision": precision,
+            **{key: median(of(kind, precision, key)) for key in keys},
+            **result["tokens"][f"{kind}-{precision}"],
+        }
+        for kind, precision in VARIANTS
+    ]
     speedup = {}
     for precision in ("fp32", "bf16"):
         pairs = zip(of("eager", precision, "seconds"), of("vitreous", precision, "seconds"))
@@ -148,8 +184,16 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
 
 def as_table(summary: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    columns = ("variant", "s a volume", "GFLOP/s", "matmul GFLOP/s", "share", "peak MB", "above weights MB",
-               "cosine to fp32")
+    columns = (
+        "variant",
+        "s a volume",
+        "GFLOP/s",
+        "matmul GFLOP/s",
+        "share",
+        "peak MB",
+        "above weights MB",
+        "cosine to fp32",
+    )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in summary["rows"]:
         above = row["peak_memory_mb"] - row["memory_before_forward_mb"]

@@ -23,7 +23,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     path = tmp_path / "metrics.json"
     write_text(path, "old")
 
-
     def write_half() -> None:
         with replacing(path) as aside:
             aside.write_text("half")

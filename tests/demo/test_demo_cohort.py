@@ -104,9 +104,7 @@ def test_classes_and_splits_are_exact() -> None:
     counts = [sum(person.grade == grade for person in people) for grade in range(len(CLASSES))]
     assert counts == apportion(len(people), CLASS_SHARES)
     for grade, count in enumerate(counts):
-        per_split = [
-            sum(p.grade == grade and p.split == split for p in people) for split in ("train", "val", "test")
-        ]
+        per_split = [sum(p.grade == grade and p.split == split for p in people) for split in ("train", "val", "test")]
         assert per_split == apportion(count, CohortRecipe().split_shares)
 
 

@@ -22,8 +22,20 @@ def test_full_size_is_4_7_tflop() -> None:
 
 @pytest.mark.slow
 def test_all_variants_run_and_agree(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--repeats", "1", "--size", "8", "64", "64", "--depth", "1",
-               "--json", str(tmp_path / "out.json")]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--repeats",
+        "1",
+        "--size",
+        "8",
+        "64",
+        "64",
+        "--depth",
+        "1",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     result = json.loads((tmp_path / "out.json").read_text())
     assert len(result["runs"]) == 4

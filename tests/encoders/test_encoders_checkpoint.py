@@ -27,12 +27,21 @@ def save(path: Path, payload: Any, **options: Any) -> Path:
 
 def test_omegaconf_config_is_read_as_plain_values(tmp_path: Path) -> None:
     stored = {
-        "image_size": [64, 384, 384], "patch_size": [4, 16, 16],
+        "image_size": [64, 384, 384],
+        "patch_size": [4, 16, 16],
         "model": {"num_heads": 12, "name": "vit", "dropout": 0.1, "flag": True, "none": None, "nested": [{"a": [1]}]},
     }
     config = OmegaConf.create(stored)
-    path = save(tmp_path / "a.pt", {"epoch": 3, "loss": 0.5, "model_state_dict": WEIGHTS, "config": config,
-                                    "optimizer_state_dict": {"state": {}, "param_groups": []}})
+    path = save(
+        tmp_path / "a.pt",
+        {
+            "epoch": 3,
+            "loss": 0.5,
+            "model_state_dict": WEIGHTS,
+            "config": config,
+            "optimizer_state_dict": {"state": {}, "param_groups": []},
+        },
+    )
     with pytest.raises(pickle.UnpicklingError):  # the reason for the stand-ins
         torch.load(path, weights_only=True)
     file = read_checkpoint(path)
@@ -46,9 +55,16 @@ def test_omegaconf_config_is_read_as_plain_values(tmp_path: Path) -> None:
 def test_other_allowed_objects_become_plain_values(tmp_path: Path) -> None:
     config = {
         "namespace": argparse.Namespace(lr=1e-3, out=pathlib.PosixPath("/runs/a")),
-        "double": np.float64(2.5), "long": np.int64(-3), "bool": np.bool_(True), "half": np.float32(0.1),
-        "defaultdict": collections.defaultdict(list, {"a": [1, 2]}), "deque": collections.deque([1, 2]),
-        "ordered": collections.OrderedDict(b=1), "dtype": torch.float16, "set": {1}, "relative": Path("a/b"),
+        "double": np.float64(2.5),
+        "long": np.int64(-3),
+        "bool": np.bool_(True),
+        "half": np.float32(0.1),
+        "defaultdict": collections.defaultdict(list, {"a": [1, 2]}),
+        "deque": collections.deque([1, 2]),
+        "ordered": collections.OrderedDict(b=1),
+        "dtype": torch.float16,
+        "set": {1},
+        "relative": Path("a/b"),
         "mixed": {"inner": OmegaConf.create({"x": 1})},
     }
     read = read_checkpoint(save(tmp_path / "a.pt", {"state_dict": WEIGHTS, "config": config})).config
@@ -80,8 +96,9 @@ def test_a_file_that_would_run_a_command_is_refused_by_name(tmp_path: Path) -> N
 
 def test_a_legacy_file_that_would_run_a_command_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
-    path = save(tmp_path / "bad.pth", {"state_dict": WEIGHTS, "config": Malicious(marker)},
-                _use_new_zipfile_serialization=False)
+    path = save(
+        tmp_path / "bad.pth", {"state_dict": WEIGHTS, "config": Malicious(marker)}, _use_new_zipfile_serialization=False
+    )
     with pytest.raises(CheckpointError, match="nothing in the file was executed"):
         read_checkpoint(path)
     assert not marker.exists()
@@ -125,7 +142,7 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html>", "neither a torch nor a safetensors file"),
         (b"PK\x03\x04 and nothing more", "damaged or not made by torch.save"),
         (b"\x80\x02}q\x00(X", "weights-only reading failed"),
-        (b"\x40\x00\x00\x00\x00\x00\x00\x00{\"w\": 1}", "safetensors file is damaged"),
+        (b'\x40\x00\x00\x00\x00\x00\x00\x00{"w": 1}', "safetensors file is damaged"),
     ],
 )
 def test_files_that_are_not_what_they_claim(tmp_path: Path, content: bytes, message: str) -> None:

@@ -148,7 +148,9 @@ class TestPublishedWeights:
         assert (receipt.tensors_matched, receipt.tensors_total, receipt.matched_share) == (298, 298, 1.0)
         assert receipt.key_prefix == "image_encoder."
         assert {rule: len(names) for rule, names in receipt.ignored_by_rule.items()} == {
-            "mask decoder": 120, "prompt encoder": 17}
+            "mask decoder": 120,
+            "prompt encoder": 17,
+        }
         assert min(receipt.distance_from_random.values()) > 0.1
 
     def test_features_follow_the_image_and_bfloat16_is_near(self) -> None:

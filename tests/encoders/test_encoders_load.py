@@ -42,9 +42,15 @@ def full_checkpoint(config: Any = CONFIG, wrapper: str = "") -> dict[str, Any]:
     model = prefixed(weights(0), f"{wrapper}context_encoder.")
     model |= prefixed(weights(1), f"{wrapper}target_encoder.encoder.")
     model |= {f"{wrapper}predictor.embed.weight": torch.ones(3)}
-    return {"epoch": 7, "step": 900, "model_state_dict": model, "loss": 0.25, "config": config,
-            "scheduler_state_dict": {},
-            "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}}
+    return {
+        "epoch": 7,
+        "step": 900,
+        "model_state_dict": model,
+        "loss": 0.25,
+        "config": config,
+        "scheduler_state_dict": {},
+        "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []},
+    }
 
 
 def save(path: Path, payload: Any) -> Path:
@@ -72,7 +78,10 @@ def test_the_labs_layout_with_an_omegaconf_config(tmp_path: Path, wrapper: str) 
         assert torch.equal(tokens.tokens_BND, expected(x_BCDHW))
     receipt = context.receipt
     assert (receipt.which, receipt.key_prefix, target.receipt.key_prefix) == (
-        "context", "context_encoder.", "target_encoder.encoder.")
+        "context",
+        "context_encoder.",
+        "target_encoder.encoder.",
+    )
     assert receipt.tensors_matched == receipt.tensors_total == 29
     assert receipt.bytes_matched == receipt.bytes_total == sum(t.nbytes for t in weights().values())
     assert receipt.matched_share == 1.0
@@ -80,7 +89,10 @@ def test_the_labs_layout_with_an_omegaconf_config(tmp_path: Path, wrapper: str) 
     assert receipt.ignored_by_rule["training state"] == ("scheduler_state_dict", "optimizer_state_dict")
     assert len(receipt.ignored_by_rule["the other encoder (target)"]) == 29
     assert receipt.inferred["sources"] == {
-        "img_size": "config.image_size", "num_heads": "config.model.num_heads", "eps": "rule: 1e-5 for this family"}
+        "img_size": "config.image_size",
+        "num_heads": "config.model.num_heads",
+        "eps": "rule: 1e-5 for this family",
+    }
     assert receipt.file_sha256 == hash_file(path)
     assert receipt.facts == {"epoch": 7, "step": 900, "loss": 0.25}
     assert receipt.parameters == sum(t.numel() for t in weights().values())
@@ -110,7 +122,12 @@ def test_the_default_input_is_the_one_of_pretraining(tmp_path: Path) -> None:
     assert encoder.spec == InputSpec(size=(8, 32, 32), normalisation=ZScore())
     assert encoder.receipt.spec_override is None
     assert encoder.architecture == ARCHITECTURE | {
-        "num_heads": 1, "in_chans": 1, "mlp_ratio": 4.0, "eps": 1e-5, "qkv_bias": True}  # heads: width 64 / 64
+        "num_heads": 1,
+        "in_chans": 1,
+        "mlp_ratio": 4.0,
+        "eps": 1e-5,
+        "qkv_bias": True,
+    }  # heads: width 64 / 64
     assert encoder.width == 64
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
@@ -158,9 +175,7 @@ def test_an_input_that_does_not_exist_is_refused(tmp_path: Path, override: dict[
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("blocks.")], "no blocks.N found"),
     ],
 )
-def test_below_100_percent_the_load_is_refused(
-    tmp_path: Path, edit: Callable[[Weights], Any], message: str
-) -> None:
+def test_below_100_percent_the_load_is_refused(tmp_path: Path, edit: Callable[[Weights], Any], message: str) -> None:
     payload = {"state_dict": changed({n: t.clone() for n, t in weights().items()}, edit), "config": CONFIG}
     with pytest.raises(CheckpointError, match=message):
         load_encoder(save(tmp_path / "a.pt", payload), "vit3d")
@@ -229,7 +244,9 @@ def test_a_config_that_contradicts_the_tensors(tmp_path: Path, config: dict[str,
 @pytest.mark.parametrize(
     "config",
     [
-        CONFIG, {"img_size": SIZE}, {"model": {"image_size": SIZE, "patch_size": PATCH}},
+        CONFIG,
+        {"img_size": SIZE},
+        {"model": {"image_size": SIZE, "patch_size": PATCH}},
         CONFIG | {"patch_size": 16, "tubelet_size": 4},
         {"model": CONFIG | {"num_heads": 2, "embed_dim": 64, "depth": 2}},
     ],

@@ -97,8 +97,7 @@ def test_bfloat16_files_load_completely(tmp_path: Path, prefix: str) -> None:
     receipt = encoder.receipt
     assert receipt.matched_share == 1.0
     assert receipt.bytes_matched == sum(tensor.nbytes for tensor in tensors.values())
-    assert receipt.ignored_by_rule == {
-        "heads": tuple(sorted(heads)), "training state": ("meta",)}
+    assert receipt.ignored_by_rule == {"heads": tuple(sorted(heads)), "training state": ("meta",)}
     assert receipt.inferred["depths"] == list(DEPTH)
     assert receipt.key_prefix == prefix
     assert (encoder.width, encoder.grid) == (2048, (2, 2, 1))

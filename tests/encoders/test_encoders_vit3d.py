@@ -10,7 +10,11 @@ from vitreous.encoders.vit3d import ViT3D
 
 def small(**changed: object) -> ViT3D:
     arguments: dict[str, object] = {
-        "img_size": (8, 32, 32), "patch_size": (4, 16, 16), "embed_dim": 32, "depth": 2, "num_heads": 4,
+        "img_size": (8, 32, 32),
+        "patch_size": (4, 16, 16),
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 4,
     } | changed
     return ViT3D(**arguments)  # type: ignore[arg-type]
 
@@ -24,8 +28,11 @@ def test_full_size_has_92_9_million_parameters_and_9216_tokens() -> None:
 
 
 def test_names_are_those_of_the_checkpoints() -> None:
-    block = [f"{name}.{kind}" for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-             for kind in ("weight", "bias")]
+    block = [
+        f"{name}.{kind}"
+        for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    ]
     expected = {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
     expected |= {f"blocks.{n}.{name}" for n in range(2) for name in block}
     assert set(small().state_dict()) == expected
@@ -64,8 +71,20 @@ def reference_tokens(weights: dict[str, torch.Tensor], x_BCDHW: torch.Tensor, nu
         b = {name.removeprefix(f"blocks.{n}."): t for name, t in w.items() if name.startswith(f"blocks.{n}.")}
         normed = F.layer_norm(x, (width,), b["norm1.weight"], b["norm1.bias"], 1e-5).transpose(0, 1)
         attended, _ = F.multi_head_attention_forward(
-            normed, normed, normed, width, num_heads, b["attn.qkv.weight"], b["attn.qkv.bias"], None, None, False, 0.0,
-            b["attn.proj.weight"], b["attn.proj.bias"], need_weights=False,
+            normed,
+            normed,
+            normed,
+            width,
+            num_heads,
+            b["attn.qkv.weight"],
+            b["attn.qkv.bias"],
+            None,
+            None,
+            False,
+            0.0,
+            b["attn.proj.weight"],
+            b["attn.proj.bias"],
+            need_weights=False,
         )
         x = x + attended.transpose(0, 1)
         hidden = F.layer_norm(x, (width,), b["norm2.weight"], b["norm2.bias"], 1e-5) @ b["mlp.fc1.weight"].T

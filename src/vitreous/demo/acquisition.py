@@ -157,9 +157,10 @@ def _add_lesions(light: FloatArray, eye: Eye, geometry: ScanGeometry, scanner: S
         row_mm = (np.arange(scanner.num_rows)[rows] + 0.5) * pixel
         # follow the tilt of the layers across the lesion
         shift_DW = geometry.boundaries_KDW[4][frames, columns] - edges[4]
-        away = away_DW[frames, columns][:, None, :] + (
-            (row_mm[None, :, None] - depth - shift_DW[:, None, :]) / radius[2]
-        ) ** 2
+        away = (
+            away_DW[frames, columns][:, None, :]
+            + ((row_mm[None, :, None] - depth - shift_DW[:, None, :]) / radius[2]) ** 2
+        )
         cover = np.clip((1.0 - np.sqrt(away)) * 3.0 + 0.5, 0, 1).astype(np.float32)
         value = np.float32(FOCUS_REFLECTIVITY if is_focus else CYST_REFLECTIVITY)
         box = light[frames, rows, columns]

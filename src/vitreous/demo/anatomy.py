@@ -148,10 +148,12 @@ def draw_lesions(person: Person, laterality: str, seed: int, *names: str | int) 
     focus_L3 = np.column_stack([*_disc(num_foci, 0.5, 4.0, rng), rng.uniform(1.2, 5.8, num_foci)])
     cyst_L3 = np.column_stack([*_disc(num_cysts, 0.3, 3.0, rng), rng.uniform(3.2, 4.6, num_cysts)])
     # lateral half axes of foci are those of the beam and of light scattered around the focus, not of the focus alone
-    focus_radius_L3 = np.column_stack([rng.uniform(0.06, 0.10, num_foci), rng.uniform(0.10, 0.16, num_foci),
-                                       rng.uniform(0.015, 0.025, num_foci)])
-    cyst_radius_L3 = np.column_stack([rng.uniform(0.12, 0.30, num_cysts), rng.uniform(0.15, 0.30, num_cysts),
-                                      rng.uniform(0.025, 0.050, num_cysts)])
+    focus_radius_L3 = np.column_stack(
+        [rng.uniform(0.06, 0.10, num_foci), rng.uniform(0.10, 0.16, num_foci), rng.uniform(0.015, 0.025, num_foci)]
+    )
+    cyst_radius_L3 = np.column_stack(
+        [rng.uniform(0.12, 0.30, num_cysts), rng.uniform(0.15, 0.30, num_cysts), rng.uniform(0.025, 0.050, num_cysts)]
+    )
     return Lesions(
         np.concatenate([focus_L3, cyst_L3]).astype(np.float32),
         np.concatenate([focus_radius_L3, cyst_radius_L3]).astype(np.float32),

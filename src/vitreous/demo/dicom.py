@@ -158,9 +158,5 @@ def _shared_groups(scanner: Scanner, laterality: str) -> Dataset:
 def _frame_groups(scanner: Scanner, frame: int) -> Dataset:
     groups = Dataset()
     groups.FrameContentSequence = _one(StackID="1", InStackPositionNumber=frame + 1, DimensionIndexValues=[frame + 1])
-    groups.PlanePositionSequence = _one(
-        ImagePositionPatient=[0, 0, round(frame * scanner.spacing_mm[0], 6)]
-    )
+    groups.PlanePositionSequence = _one(ImagePositionPatient=[0, 0, round(frame * scanner.spacing_mm[0], 6)])
     return groups
-
-

@@ -1,6 +1,6 @@
 """Draws the figures of ``docs/synthetic_cohort.md``: B-scans of every scanner, and the retina seen from above.
 
-    python -m vitreous.demo.figure --out DIR
+python -m vitreous.demo.figure --out DIR
 """
 
 import argparse

@@ -89,9 +89,7 @@ def plan_cohort(recipe: CohortRecipe) -> Plan:
         for volume in person.volumes
     ]
     rows = [row for person in drawn for row in _rows(person, flaw_of_participant.get(person.participant_id))]
-    return Plan(
-        people, tuple(rows), tuple(sorted(orders, key=lambda o: o.relative)), flaw_of_file, flaw_of_participant
-    )
+    return Plan(people, tuple(rows), tuple(sorted(orders, key=lambda o: o.relative)), flaw_of_file, flaw_of_participant)
 
 
 def _strangers(recipe: CohortRecipe, drawn: list[Participant]) -> list[tuple[Participant, str]]:

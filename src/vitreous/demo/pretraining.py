@@ -89,7 +89,7 @@ class Pretrained:
         loss: of every step.
         feature_std, feature_rank: of the mean-pooled features of 128 volumes: mean standard deviation over
             dimensions, and RankMe; both near their lowest (0 and 1) mean collapse.
-        seconds: wall time.
+        seconds: wall time; of drawing the volumes too in the shipped record, of the training alone since.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -114,25 +114,30 @@ def draw_volume(index: int, device: str, seed: int, spec: InputSpec) -> torch.Te
     return preprocess_volume(Volume(stored, scanner.spacing_mm), spec)
 
 
-def pretrain(
-    devices: Sequence[str], recipe: PretrainingRecipe, advance: Advance, volumes_advance: Advance
-) -> Pretrained:
-    """Draw the volumes of `devices`, train on them, and look at the features' health.
+def draw_pool(devices: Sequence[str], recipe: PretrainingRecipe, advance: Advance) -> torch.Tensor:
+    """The recipe's volumes, the scanners taking turns, in half precision (N, C, D, H, W).
 
     Args:
-        advance: called after each step.
-        volumes_advance: called after each volume drawn.
+        advance: called after each volume.
     """
-    started = time.perf_counter()
     spec = InputSpec(size=recipe.img_size)
     pool = []
     for number in range(recipe.volumes):
         device = devices[number % len(devices)]
         pool.append(draw_volume(number // len(devices), device, recipe.seed, spec).half())
-        volumes_advance(1)
-    x_NCDHW = torch.stack(pool)
+        advance(1)
+    return torch.stack(pool)
+
+
+def pretrain(x_NCDHW: torch.Tensor, num_scanners: int, recipe: PretrainingRecipe, advance: Advance) -> Pretrained:
+    """Train on the volumes of :func:`draw_pool`, then look at the features' health.
+
+    Args:
+        advance: called after each step.
+    """
+    started = time.perf_counter()
     model = build_model(recipe)
-    loss = train(model, x_NCDHW, len(devices), recipe, advance)
+    loss = train(model, x_NCDHW, num_scanners, recipe, advance)
     model.eval()
     with torch.no_grad():
         features_ND = model.context_encoder(x_NCDHW[:128].float()).mean(1)
@@ -185,9 +190,7 @@ def train(
         flipped = [axis for axis in (2, 4) if rng.uniform() < 0.5]  # slices and columns; up stays up
         x_BCDHW = x_BCDHW.flip(flipped)
         noisy_BCDHW = _add_noise(x_BCDHW, recipe, step)
-        visible_BV, hidden_BM = draw_masks(
-            recipe.batch_size, model.context_encoder.grid, recipe.hidden_share, rng
-        )
+        visible_BV, hidden_BM = draw_masks(recipe.batch_size, model.context_encoder.grid, recipe.hidden_share, rng)
         loss = model.loss(noisy_BCDHW, x_BCDHW, visible_BV, hidden_BM)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -241,18 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, devices in PRETRAINED.items():
         if given.only not in (None, name):
             continue
-        with (
-            progress_bar(f"{name}: drawing volumes", recipe.volumes) as volumes_advance,
-            progress_bar(f"{name}: training", recipe.steps) as advance,
-        ):
-            pretrained = pretrain(devices, recipe, advance, volumes_advance)
+        # one bar after the other: older versions of rich refuse two at once
+        with progress_bar(f"{name}: drawing volumes", recipe.volumes) as advance:
+            x_NCDHW = draw_pool(devices, recipe, advance)
+        with progress_bar(f"{name}: training", recipe.steps) as advance:
+            pretrained = pretrain(x_NCDHW, len(devices), recipe, advance)
         save_checkpoint(given.out / f"{name}.safetensors", pretrained, devices, recipe)
         _record(given.out / "pretraining.json", name, devices, recipe, pretrained)
 
 
-def _record(
-    path: Path, name: str, devices: Sequence[str], recipe: PretrainingRecipe, pretrained: Pretrained
-) -> None:
+def _record(path: Path, name: str, devices: Sequence[str], recipe: PretrainingRecipe, pretrained: Pretrained) -> None:
     """Add one checkpoint's facts to ``pretraining.json``."""
     facts: dict[str, Any] = {"schema_version": 1, "checkpoints": {}}
     if path.exists():

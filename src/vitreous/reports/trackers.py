@@ -68,7 +68,9 @@ def check_tracker(kind: TrackerKind) -> None:
     if kind not in _WRITERS:
         raise UserError(f"tracker: {kind!r} is not known; choose one of {', '.join(get_args(TrackerKind))}, or null.")
     if importlib.util.find_spec(kind) is None:
-        raise UserError(f"tracker: {kind} is not installed; run pip install -e '.[trackers]' in the checkout, or set tracker=null.")
+        raise UserError(
+            f"tracker: {kind} is not installed; pip install -e '.[trackers]' in the checkout, or tracker=null."
+        )
 
 
 def tracked_rows(leaderboard: Leaderboard, curves: Sequence[TrainingCurves]) -> list[TrackedRow]:
