@@ -1,6 +1,7 @@
 """The masked-latent objective, and the checkpoints that ship with the package."""
 
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,15 @@ TINY = PretrainingRecipe(
     predictor_depth=1, volumes=4, steps=30, batch_size=4, warmup_steps=2, learning_rate=3e-3,
 )  # fmt: skip
 CHECKPOINTS = Path(str(resources.files("vitreous.demo") / "checkpoints"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost such small matrices more than they save, above all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
