@@ -48,6 +48,11 @@ def make_rows() -> list[RowPredictions]:
     ]
 
 
+@pytest.fixture
+def rows() -> Callable[[], list[RowPredictions]]:
+    return make_rows
+
+
 @pytest.fixture(scope="session")
 def leaderboard() -> Leaderboard:
     return build_leaderboard(make_rows())

@@ -95,11 +95,9 @@ def test_notes_say_collapsed_identical_override_and_floors_in_words(leaderboard)
     assert {finding.code for finding in leaderboard.findings} == {"collapsed", "identical_predictions"}
 
 
-def test_equal_predictions_give_equal_bytes_and_files(leaderboard, tmp_path, row):
-    from conftest import make_rows
-
+def test_equal_predictions_give_equal_bytes_and_files(leaderboard, tmp_path, rows):
     write_leaderboard(leaderboard, tmp_path / "one")
-    write_leaderboard(build_leaderboard(make_rows()), tmp_path / "two")
+    write_leaderboard(build_leaderboard(rows()), tmp_path / "two")
     for name in ("leaderboard.csv", "leaderboard.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     frame = pd.read_csv(tmp_path / "one" / "leaderboard.csv")

@@ -94,7 +94,7 @@ def test_wandb_writes_offline_runs(run_dir, leaderboard, curves):
 
 def test_a_tracker_that_is_missing_or_unknown_is_refused_with_the_remedy(run_dir, leaderboard, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"wandb is not installed; run pip install 'vitreous\[trackers\]'"):
+    with pytest.raises(UserError, match=r"wandb is not installed; run pip install -e '.\[trackers\]'"):
         log_run("wandb", run_dir, leaderboard)
     with pytest.raises(UserError, match="'clearml' is not known; choose one of tensorboard, wandb, mlflow, or null"):
         log_run("clearml", run_dir, leaderboard)

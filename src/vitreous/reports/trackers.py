@@ -68,9 +68,7 @@ def check_tracker(kind: TrackerKind) -> None:
     if kind not in _WRITERS:
         raise UserError(f"tracker: {kind!r} is not known; choose one of {', '.join(get_args(TrackerKind))}, or null.")
     if importlib.util.find_spec(kind) is None:
-        raise UserError(
-            f"tracker: {kind} is not installed; pip install -e '.[trackers]' in the checkout, or tracker=null."
-        )
+        raise UserError(f"tracker: {kind} is not installed; run pip install -e '.[trackers]' in the checkout.")
 
 
 def tracked_rows(leaderboard: Leaderboard, curves: Sequence[TrainingCurves]) -> list[TrackedRow]:
