@@ -16,7 +16,7 @@ from rich.console import Console
 from vitreous.config.compose import load_study
 from vitreous.core.files import replacing
 from vitreous.core.streams import numpy_stream
-from vitreous.study.report import print_leaderboard
+from vitreous.reports.leaderboard_tables import render_terminal
 from vitreous.study.run import run_study
 
 SPLITS = ("train", "val", "test")
@@ -87,7 +87,7 @@ def main() -> None:
         *arguments.overrides,
     ]
     result = run_study(load_study("npz_volumes", overrides))
-    print_leaderboard(result.run_dir, Console())
+    Console().print(render_terminal(result.standing))
     print(result.report)
 
 
