@@ -135,7 +135,7 @@ def _in_threads(write_one: Callable[[VolumeOrder], None], orders: Sequence[Volum
         try:
             for future in futures:
                 future.result()
-        except BaseException:
+        except BaseException:  # whatever ends the wait, Ctrl-C too: volumes not yet begun are dropped, then it goes on
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
