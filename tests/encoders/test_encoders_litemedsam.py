@@ -11,11 +11,11 @@ from torch import nn
 
 from vitreous.core.errors import CheckpointError, ConfigError
 from vitreous.core.streams import torch_stream
+from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.encoders.catalog import build_random_encoder, load_encoder
 from vitreous.encoders.encoder import Encoder
 from vitreous.encoders.slices import SliceTinyViT
 from vitreous.encoders.tiny_vit import MBConv, PatchMerging, TinyViT, TinyViTShape, WindowBlock
-from vitreous.encoders.torchvision_schema import declare_torchvision_schemas
 
 declare_torchvision_schemas()
 from timm.models import tiny_vit as timm_tiny_vit  # noqa: E402

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.encoders.attention import attend
 from vitreous.encoders.initialisation import truncated_normal_
-from vitreous.encoders.torchvision_schema import declare_torchvision_schemas
 
 declare_torchvision_schemas()
 

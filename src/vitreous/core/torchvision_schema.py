@@ -2,7 +2,7 @@
 
 torchvision's usual wheel is linked against CUDA. With a CPU build of torch its native library cannot load, the
 operators `nms` and `qnms` are then unknown, and the import of torchvision fails and takes timm with it.
-Declaring the two schemas is enough: no encoder here runs them.
+Declaring the two schemas is enough: nothing here runs them.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ _libraries: list[torch.library.Library] = []  # a Library takes its schemas back
 
 @cache
 def declare_torchvision_schemas() -> bool:
-    """Declare `nms` and `qnms` where torchvision's native library cannot load; call before any timm import.
+    """Declare `nms` and `qnms` where torchvision's native library cannot load; before any import of timm.
 
     Returns:
         True where the schemas were declared, False where nothing was needed.
