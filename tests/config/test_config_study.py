@@ -50,7 +50,7 @@ def test_minimal_study_takes_the_documented_defaults() -> None:
         ("data.patern", "x", r"data.patern: unknown key; did you mean 'pattern'\?"),
         ("recipes.linear.epocs", 3, r"recipes.linear.epocs: unknown key; did you mean 'epochs'\?"),
         ("data.kind", "csv", r"data.kind: .*'participants', 'npz'"),
-        ("recipes.linear.kind", "lora", r"recipes.linear.kind: .*'linear_probe'"),
+        ("recipes.linear.kind", "linear", r"recipes.linear.kind: .*'linear_probe'"),
         ("seeds", [0, 0], r"seeds: lists a value twice"),
         ("data.classes", ["a", "a"], r"data.classes: class names must differ"),
         ("recipes.linear.class_weights", [1.0, 2.0, 3.0], r"3 weights for 2 classes"),

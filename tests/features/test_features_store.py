@@ -9,6 +9,7 @@ import torch
 
 from vitreous.core.errors import UserError
 from vitreous.core.input_spec import InputSpec
+from vitreous.encoders.encoder import Tokens
 from vitreous.features.pooling import pool_tokens
 from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
 
@@ -109,8 +110,8 @@ def test_features_of_two_widths_are_refused(tmp_path: Path) -> None:
 
 def test_pooling_equals_loops() -> None:
     tokens = torch.randn(2, 2 * 4 * 6, 3, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(pool_tokens(tokens, (2, 4, 6), "mean"), tokens.numpy().mean(1), atol=1e-6)
-    np.testing.assert_array_equal(pool_tokens(tokens, (2, 4, 6), "max"), tokens.numpy().max(1))
+    np.testing.assert_allclose(pool_tokens(Tokens(tokens, (2, 4, 6)), "mean"), tokens.numpy().mean(1), atol=1e-6)
+    np.testing.assert_array_equal(pool_tokens(Tokens(tokens, (2, 4, 6)), "max"), tokens.numpy().max(1))
     volume = tokens.numpy().reshape(2, 2, 4, 6, 3)
     cells = [
         volume[:, t : t + 1, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].mean((1, 2, 3))
@@ -118,12 +119,12 @@ def test_pooling_equals_loops() -> None:
         for h in range(2)
         for w in range(3)
     ]
-    pooled = pool_tokens(tokens, (2, 4, 6), "grid", (2, 2, 3))
+    pooled = pool_tokens(Tokens(tokens, (2, 4, 6)), "grid", (2, 2, 3))
     np.testing.assert_allclose(pooled, np.concatenate(cells, 1), atol=1e-6)
 
 
 def test_pooling_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="7 tokens do not fill the grid"):
-        pool_tokens(torch.zeros(1, 7, 2), (2, 2, 2), "mean")
+        pool_tokens(Tokens(torch.zeros(1, 7, 2), (2, 2, 2)), "mean")
     with pytest.raises(ValueError, match="not be finer than the token grid"):
-        pool_tokens(torch.zeros(1, 8, 2), (2, 2, 2), "grid", (1, 1, 3))
+        pool_tokens(Tokens(torch.zeros(1, 8, 2), (2, 2, 2)), "grid", (1, 1, 3))

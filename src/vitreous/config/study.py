@@ -51,7 +51,7 @@ class EncoderConfig(Frozen):
 class Features(Frozen):
     """What is kept of the tokens of a volume."""
 
-    pooling: Literal["mean", "max", "grid"] = "mean"
+    pooling: Literal["mean", "max", "cls", "grid"] = "mean"
     grid: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
 

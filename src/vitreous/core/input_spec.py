@@ -97,9 +97,61 @@ class InputSpec(_Frozen):
     interpolation: Literal["trilinear", "nearest"] = "trilinear"
     normalisation: Normalisation = ZScore()
 
+    @property
+    def size_DHW(self) -> tuple[int, int, int]:
+        """What the encoder is given, in voxels."""
+        return self.size
+
     @model_validator(mode="after")
     def _channels(self) -> "InputSpec":
         fixed = self.normalisation
         if isinstance(fixed, FixedMeanStd) and len(fixed.mean) not in (1, self.channels):
             raise ValueError(f"fixed normalisation has {len(fixed.mean)} means for {self.channels} channels")
         return self
+
+
+FundusStep = Literal["circle_crop", "ben_graham", "clahe"]
+
+
+class ImageSpec(_Frozen):
+    """What an encoder expects of one image, applied in this order.
+
+    1. EXIF orientation; grey repeated to, or colour turned to, `channels`.
+    2. The steps of `fundus`, in the order given; none belongs to an encoder, a study asks for them by name.
+    3. `resize`: `squash` to `size`; or `shorter_side` to ``floor(size / crop_pct)``, then a centre crop of `size`;
+       or `pad`: the longer side to `size`, then a border of zeros.
+    4. Values divided by the largest of their format (255 or 65535), then `mean` subtracted, divided by `std`.
+
+    Args:
+        size: rows and columns in pixels.
+    """
+
+    size: tuple[PositiveInt, PositiveInt]
+    channels: Literal[1, 3] = 3
+    resize: Literal["squash", "shorter_side", "pad"] = "squash"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
+    fundus: tuple[FundusStep, ...] = ()
+
+    @property
+    def size_DHW(self) -> tuple[int, int, int]:
+        """What the encoder is given: one slice."""
+        return (1, *self.size)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ImageSpec":
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean and std need {self.channels} numbers each; got {len(self.mean)} and {len(self.std)}"
+            )
+        if self.crop_pct != 1.0 and self.resize != "shorter_side":
+            raise ValueError(f"crop_pct goes with resize: shorter_side; got resize: {self.resize}")
+        if len(set(self.fundus)) != len(self.fundus):
+            raise ValueError(f"fundus lists a step twice: {list(self.fundus)}")
+        return self
+
+
+AnySpec = InputSpec | ImageSpec
+Modality = Literal["image", "volume"]

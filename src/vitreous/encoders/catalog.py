@@ -198,7 +198,7 @@ def _finished(
     weights_hash = hash_weights(family, values, backbone.state_dict())
     prepared = cast(Backbone, backbone)
     try:
-        grid = prepared.grid_of(used_spec.size)
+        grid = prepared.grid_of(used_spec.size_DHW)
     except ValueError as error:
         raise ConfigError(f"input of family {family}: {error}.") from error
     receipt = Receipt(

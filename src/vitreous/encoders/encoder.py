@@ -5,13 +5,13 @@ Axes: B volume, C channel, D slice, H row, W column, N token, T·H·W tokens alo
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
 
 from vitreous.core.fingerprints import canonical_json
-from vitreous.core.input_spec import InputSpec
+from vitreous.core.input_spec import AnySpec
 from vitreous.encoders.receipt import Receipt
 
 # part of every feature key: rises whenever a change of the forward pass changes any encoder's tokens
@@ -25,24 +25,50 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a batch of volumes.
+    """Tokens of a batch of volumes or images.
 
     Args:
         tokens_BND: float32; N is the product of `grid`, in the order T, H, W.
-        grid: tokens along (T, H, W) of the volume.
+        grid: tokens along (T, H, W) of the volume; an image has one along T.
+        cls_BD: the class token, float32, where the encoder has one.
     """
 
     tokens_BND: torch.Tensor
     grid: Size3
+    cls_BD: torch.Tensor | None = None
 
 
 class Backbone(Protocol):
-    """What a family's module offers besides being an `nn.Module`."""
+    """What a family's module offers besides being an `nn.Module`.
+
+    It is a stem, `num_blocks` blocks and an end; training may freeze the stem and the first blocks, and then start at
+    any block from what entered it. ``forward(x)`` equals ``finish(run_blocks(embed(x), 0, num_blocks))``. An image comes
+    as a volume of one slice.
+
+    Args:
+        width: D of the tokens.
+        num_blocks: what a study counts when it unfreezes "the last k blocks".
+        num_prefix_tokens: tokens before those of the grid; the first of them is the class token.
+    """
 
     width: int
+    num_blocks: int
+    num_prefix_tokens: int
 
     def __call__(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, N, D)."""
+        """Tokens (B, prefix + N, D)."""
+
+    def embed(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """What enters block 0: one tensor whose first axis is B."""
+
+    def run_blocks(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """What leaves block `stop` - 1, given what enters block `start`; unchanged where both are equal."""
+
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, prefix + N, D) from what left the last block."""
+
+    def depth_of(self, name: str) -> int:
+        """Where the parameter or module `name` stands: 0 stem, i + 1 block i, num_blocks + 1 the end."""
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise every weight from `generator` alone."""
@@ -66,7 +92,7 @@ class Encoder(nn.Module):
         self,
         backbone: nn.Module,
         grid: Size3,
-        spec: InputSpec,
+        spec: AnySpec,
         receipt: Receipt,
         *,
         width: int,
@@ -87,18 +113,29 @@ class Encoder(nn.Module):
         self.precision = precision
 
     def forward(self, x_BCDHW: torch.Tensor) -> Tokens:
-        """Encode volumes that were preprocessed by `self.spec`.
+        """Encode volumes (or images, as volumes of one slice) that were preprocessed by `self.spec`.
 
         Raises:
-            ValueError: the input's channels or size are not those of the InputSpec.
+            ValueError: the input's channels or size are not those of the spec.
         """
-        expected = (self.spec.channels, *self.spec.size)
+        expected = (self.spec.channels, *self.spec.size_DHW)
         if x_BCDHW.ndim != 5 or tuple(x_BCDHW.shape[1:]) != expected:
             raise ValueError(
                 f"this encoder takes volumes of shape (B, {', '.join(map(str, expected))}); got "
                 f"{tuple(x_BCDHW.shape)}. Preprocess them by encoder.spec."
             )
-        return Tokens(self.backbone(x_BCDHW).float(), self.grid)
+        return self.split(self.backbone(x_BCDHW))
+
+    def split(self, tokens_BND: torch.Tensor) -> Tokens:
+        """Prefix tokens apart from those of the grid."""
+        prefix = self.num_prefix_tokens
+        tokens_BND = tokens_BND.float()
+        return Tokens(tokens_BND[:, prefix:], self.grid, tokens_BND[:, 0] if prefix else None)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before those of the grid; the first of them is the class token."""
+        return cast(Backbone, self.backbone).num_prefix_tokens
 
 
 def hash_weights(family: str, architecture: dict[str, Any], weights: dict[str, torch.Tensor]) -> str:

@@ -23,6 +23,18 @@ Size3 = tuple[int, int, int]
 _TOKENS_PER_CHUNK = 2304  # of the MLP without gradients: its hidden layer is four times as wide as the tokens
 
 
+def block_depth(name: str, num_blocks: int, *, end: tuple[str, ...]) -> int:
+    """Where a name of a transformer stands: 0 stem, i + 1 for ``blocks.i``, num_blocks + 1 the end.
+
+    >>> block_depth("blocks.3.attn.qkv.weight", 12, end=("norm",))
+    4
+    """
+    parts = name.split(".")
+    if parts[0] == "blocks" and len(parts) > 1:
+        return int(parts[1]) + 1
+    return num_blocks + 1 if parts[0] in end else 0
+
+
 class TokenAttention(Attention):
     """timm's attention with :func:`attend` in its middle."""
 
@@ -116,6 +128,8 @@ class ViT3D(nn.Module):
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.width = embed_dim
+        self.num_blocks = depth
+        self.num_prefix_tokens = 0
         self.patch_embed = PatchEmbed3D(patch_size, in_chans, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, depth_D * height_H * width_W, embed_dim))
         norm_layer: type[nn.Module] = partial(nn.LayerNorm, eps=eps)  # type: ignore[assignment]
@@ -162,12 +176,24 @@ class ViT3D(nn.Module):
         tokens_BNE: torch.Tensor = self.patch_embed(x_BCDHW) + self.pos_embed
         return tokens_BNE
 
+    def run_blocks(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Blocks from `start` to before `stop`, over any subset of embedded tokens."""
+        for block in self.blocks[start:stop]:
+            hidden = block(hidden)
+        return hidden
+
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm."""
+        normed_BNE: torch.Tensor = self.norm(hidden)
+        return normed_BNE
+
+    def depth_of(self, name: str) -> int:
+        """0 stem, i + 1 block i, last the norm."""
+        return block_depth(name, self.num_blocks, end=("norm",))
+
     def encode(self, tokens_BNE: torch.Tensor) -> torch.Tensor:
         """Blocks and final norm over any subset of embedded tokens."""
-        for block in self.blocks:
-            tokens_BNE = block(tokens_BNE)
-        encoded_BNE: torch.Tensor = self.norm(tokens_BNE)
-        return encoded_BNE
+        return self.finish(self.run_blocks(tokens_BNE, 0, self.num_blocks))
 
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
         return self.encode(self.embed(x_BCDHW))

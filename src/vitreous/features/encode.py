@@ -132,7 +132,7 @@ class _ShardWriter:
         batch_BCDHW = torch.stack([tensor for _, tensor in self.waiting]).to(self.device)
         with torch.inference_mode():
             tokens = self.task.encoder(batch_BCDHW)
-            features_BD = pool_tokens(tokens.tokens_BND, tokens.grid, space.pooling, space.grid).cpu().numpy()
+            features_BD = pool_tokens(tokens, space.pooling, space.grid).cpu().numpy()
         for (row, _), features_D in zip(self.waiting, features_BD, strict=True):
             before = self.rows[row]
             if np.isfinite(features_D).all():

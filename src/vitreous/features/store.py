@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from vitreous.core.errors import UserError
 from vitreous.core.files import remove_partial_files, replacing, write_json
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.input_spec import InputSpec
+from vitreous.core.input_spec import AnySpec
+from vitreous.features.pooling import Pooling
 
 SCHEMA_VERSION = 1
 
@@ -43,8 +44,8 @@ class FeatureSpace:
 
     weights_hash: str
     encoder_options: Mapping[str, Any]
-    spec: InputSpec
-    pooling: Literal["mean", "max", "grid"]
+    spec: AnySpec
+    pooling: Pooling
     grid: tuple[int, int, int] | None
     precision: Literal["fp32", "bf16"]
     dtype: Literal["fp32", "bf16"]

@@ -34,7 +34,7 @@ class EncoderCost:
 def count_flops(encoder: Encoder) -> int:
     """Operations of one forward pass of one volume, counted without computing it."""
     shadow = copy.deepcopy(encoder).to("meta")
-    channels, (depth, height, width) = encoder.spec.channels, encoder.spec.size
+    channels, (depth, height, width) = encoder.spec.channels, encoder.spec.size_DHW
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         shadow(torch.empty(1, channels, depth, height, width, device="meta"))
     return int(counter.get_total_flops())

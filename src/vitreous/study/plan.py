@@ -126,7 +126,7 @@ def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime) -> dict[str, Enc
     by_kind: dict[str, EncoderCost] = {}
     costs = {}
     for opened in encoders:
-        kind = f"{opened.encoder.family}{opened.encoder.architecture}{opened.encoder.spec.size}{dict(opened.options)}"
+        kind = f"{opened.encoder.family}{opened.encoder.architecture}{opened.encoder.spec.size_DHW}{dict(opened.options)}"
         if kind not in by_kind:
             by_kind[kind] = estimate_cost(opened.encoder, runtime, speed)
         costs[opened.name] = by_kind[kind]
@@ -143,7 +143,7 @@ def _plan_encoder(
     return EncoderPlan(
         opened.name,
         opened.encoder.family,
-        opened.encoder.spec.size,
+        opened.encoder.spec.size_DHW,
         num_parameters(opened.encoder),
         f"{receipt.tensors_matched}/{receipt.tensors_total}",
         len(known),

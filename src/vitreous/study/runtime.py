@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, assert_never
 
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import ConfigError
-from vitreous.core.input_spec import InputSpec
+from vitreous.core.input_spec import AnySpec
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,11 @@ class Runtime:
 
         return torch.device(self.device)
 
-    def batch_size_for(self, spec: InputSpec) -> int:
+    def batch_size_for(self, spec: AnySpec) -> int:
         """Volumes a forward pass; fixed by the input's size, so that it is the same on every run."""
         if self.batch_size != "auto":
             return self.batch_size
-        depth, height, width = spec.size
+        depth, height, width = spec.size_DHW
         return max(1, min(_MAX_BATCH, _BATCH_VOXELS[self.device] // (depth * height * width * spec.channels)))
 
 
