@@ -127,9 +127,9 @@ class Encoder(nn.Module):
         return self.split(self.backbone(x_BCDHW))
 
     def split(self, tokens_BND: torch.Tensor) -> Tokens:
-        """Prefix tokens apart from those of the grid."""
+        """Prefix tokens apart from those of the grid, in float32 unless the backbone works in float64."""
         prefix = self.num_prefix_tokens
-        tokens_BND = tokens_BND.float()
+        tokens_BND = tokens_BND.to(torch.promote_types(tokens_BND.dtype, torch.float32))
         return Tokens(tokens_BND[:, prefix:], self.grid, tokens_BND[:, 0] if prefix else None)
 
     @property

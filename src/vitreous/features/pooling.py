@@ -11,7 +11,7 @@ Pooling = Literal["mean", "max", "cls", "grid"]
 
 
 def pool_tokens(tokens: Tokens, pooling: Pooling, coarse_grid: tuple[int, int, int] | None = None) -> torch.Tensor:
-    """Pool in float32 whatever the tokens' format.
+    """Pool in float32 whatever the tokens' format, but in float64 where they have it.
 
     Returns:
         (B, D) for mean, max and cls (the class token); (B, t·h·w·D) for `grid`, cells in row-major order, each the
@@ -24,7 +24,8 @@ def pool_tokens(tokens: Tokens, pooling: Pooling, coarse_grid: tuple[int, int, i
     >>> pool_tokens(Tokens(torch.tensor([[[1.0], [3.0]]]), (1, 1, 2)), "mean")
     tensor([[2.]])
     """
-    tokens_BND, token_grid = tokens.tokens_BND.float(), tokens.grid
+    dtype, token_grid = torch.promote_types(tokens.tokens_BND.dtype, torch.float32), tokens.grid
+    tokens_BND = tokens.tokens_BND.to(dtype)
     t, h, w = token_grid
     if tokens_BND.shape[1] != t * h * w:
         raise ValueError(f"{tokens_BND.shape[1]} tokens do not fill the grid {token_grid}")
@@ -36,7 +37,7 @@ def pool_tokens(tokens: Tokens, pooling: Pooling, coarse_grid: tuple[int, int, i
         case "cls":
             if tokens.cls_BD is None:
                 raise ValueError("features.pooling: cls needs an encoder with a class token; take mean")
-            return tokens.cls_BD.float()
+            return tokens.cls_BD.to(dtype)
         case "grid":
             if coarse_grid is None or any(c > f for c, f in zip(coarse_grid, token_grid, strict=True)):
                 raise ValueError(f"features.grid must not be finer than the token grid {token_grid}; got {coarse_grid}")
