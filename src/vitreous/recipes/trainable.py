@@ -119,7 +119,7 @@ def parameter_groups(
     named = [
         (model.backbone.depth_of(name), parameter) for name, parameter in model.encoder.backbone.named_parameters()
     ]
-    for depth, parameter in sorted(named, key=lambda pair: pair[0]):
+    for depth, parameter in sorted(named, key=lambda pair: (pair[0], id(pair[1]) in undecayed)):
         if parameter.requires_grad:
             # one pair of groups where depth makes no difference: the optimiser steps group by group
             place = "encoder" if layer_decay == 1.0 else _place(depth, end)
