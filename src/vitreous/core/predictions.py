@@ -109,3 +109,24 @@ class Predictions:
             tuple(classes),
             is_per_patient,
         )
+
+
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """The rows of all parts, one after another, such as the test splits of all folds.
+
+    Raises:
+        ValueError: no parts, or parts of different classes or different kinds of row.
+    """
+    if not parts:
+        raise ValueError("there are no predictions to join")
+    first = parts[0]
+    if any((part.classes, part.is_per_patient) != (first.classes, first.is_per_patient) for part in parts):
+        raise ValueError("predictions to join differ in their classes, or in being per patient")
+    return Predictions(
+        np.concatenate([part.sample_id_N for part in parts]),
+        np.concatenate([part.patient_id_N for part in parts]),
+        np.concatenate([part.y_true_N for part in parts]),
+        np.concatenate([part.scores_NC for part in parts]),
+        first.classes,
+        first.is_per_patient,
+    )

@@ -139,27 +139,57 @@ def compare_with_best(
         ValueError: rows on different patients, or too few resamples for this many rows.
     """
     check_same_rows({f"{name!r}": one for name, by_seed in rows.items() for one in by_seed[:1]})
-    needed = resamples_needed(len(rows), alpha)
-    if len(weights_RN) < needed:
-        raise ValueError(
-            f"{len(weights_RN)} resamples cannot tell {len(rows)} rows apart at {alpha}: the smallest adjusted p-value "
-            f"would be too large. Draw at least {needed} (resamples_needed)."
-        )
+    check_enough_resamples(len(weights_RN), len(rows), alpha)
     value = {name: mean_scores(by_seed)[metric] for name, by_seed in rows.items()}
     resampled = {name: mean_over_seeds(by_seed, weights_RN, [metric])[metric] for name, by_seed in rows.items()}
     num_patients = len(np.unique(next(iter(rows.values()))[0].patient_id_N))
+    return compare_resampled(metric, value, resampled, num_patients=num_patients, alpha=alpha, level=level)
+
+
+def check_enough_resamples(num_resamples: int, num_rows: int, alpha: float) -> None:
+    """Refuse a test that could not tell any two rows apart.
+
+    Raises:
+        ValueError: with the number to draw.
+    """
+    needed = resamples_needed(num_rows, alpha)
+    if num_resamples < needed:
+        raise ValueError(
+            f"{num_resamples} resamples cannot tell {num_rows} rows apart at {alpha}: the smallest adjusted p-value "
+            f"would be too large. Draw at least {needed} (resamples_needed)."
+        )
+
+
+def compare_resampled(
+    metric: str,
+    value: Mapping[str, float | Undefined],
+    resampled: Mapping[str, FloatArray],
+    *,
+    num_patients: int,
+    alpha: float = 0.05,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare rows by any number of theirs, higher being better, given it in every common resample.
+
+    Args:
+        metric: what the number is called.
+        value: row → its number on the cohort itself.
+        resampled: row → its number in each resample (R), NaN where undefined; resample r is the same patients for
+            all rows.
+        num_patients: of the smallest cohort that was resampled.
+    """
     defined = {name: number for name, number in value.items() if not isinstance(number, Undefined)}
     ordered = sorted(defined, key=lambda name: -defined[name])  # stable: the first on a tie
     pairs = _adjusted(
         {
             (a, b): _difference(value[a], value[b], resampled[a], resampled[b], level, num_patients)
-            for a, b in combinations(rows, 2)
+            for a, b in combinations(value, 2)
         }
     )
     unlettered = Comparison(metric, alpha, value, ordered[0] if ordered else None, {}, {}, pairs)
     apart = {frozenset((a, b)) for a, b in combinations(ordered, 2) if unlettered.is_better(a, b)}
-    letters = dict.fromkeys(rows, "") | compact_letters(ordered, apart)
-    rank: dict[str, int | None] = dict.fromkeys(rows)
+    letters = dict.fromkeys(value, "") | compact_letters(ordered, apart)
+    rank: dict[str, int | None] = dict.fromkeys(value)
     rank |= {name: 1 + sum(unlettered.is_better(other, name) for other in ordered) for name in ordered}
     return Comparison(metric, alpha, value, unlettered.best, letters, rank, pairs)
 

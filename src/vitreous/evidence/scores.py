@@ -195,6 +195,26 @@ def confusion_matrix(y_true_N: IntArray, y_pred_N: IntArray, num_classes: int) -
     return np.bincount(cells_N, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
 
 
+def quadratic_weighted_kappa(confusion_CCR: FloatArray) -> FloatArray:
+    """Agreement of ordered classes beyond chance, by squared distance of the grades; 1 perfect, 0 chance.
+
+    Args:
+        confusion_CCR: summed weights per true class, predicted class and resample, classes in order of severity.
+    Returns:
+        Values (R) in [-1, 1]; NaN where truth and prediction are all of one and the same class.
+    Source: Cohen (1968), weighted kappa.
+
+    >>> quadratic_weighted_kappa(np.array([[2.0, 0.0], [0.0, 1.0]])[..., None])
+    array([1.])
+    """
+    num_classes = len(confusion_CCR)
+    grades_C = np.arange(num_classes)
+    distance_CC = (grades_C[:, None] - grades_C[None, :]) ** 2.0
+    observed_R = np.einsum("tp,tpr->r", distance_CC, confusion_CCR)
+    chance_R = np.einsum("tp,tr,pr->r", distance_CC, confusion_CCR.sum(axis=1), confusion_CCR.sum(axis=0))
+    return 1.0 - _ratio(observed_R * confusion_CCR.sum(axis=(0, 1)), chance_R)
+
+
 def tally(
     y_true_N: IntArray,
     probs_NC: FloatArray,
