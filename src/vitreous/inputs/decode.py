@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vitreous.inputs.file_format import recognise_format
+from vitreous.inputs.file_format import recognise_volume_format
 from vitreous.inputs.volume import DeclaredAxes, Volume
 
 
@@ -18,7 +18,7 @@ def decode_volume(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volu
     Raises:
         InputError: the file cannot be used as one volume; the message says why and what to do.
     """
-    match recognise_format(path):
+    match recognise_volume_format(path):
         case "dicom":
             from vitreous.inputs.dicom import decode_dicom
 

@@ -1,12 +1,14 @@
-"""Numbers that describe a volume before and after preprocessing, for the doctor and the cohort's outliers.
+"""Numbers that describe a volume or an image, for the doctor and the cohort's outliers.
 
-Axes: C channel, D slice, H row, W column.
+Axes: C channel, D slice, H row, W column, V value.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 
+from vitreous.inputs.image import Image
 from vitreous.inputs.preprocessing import mean_and_std
 from vitreous.inputs.volume import Volume
 
@@ -59,3 +61,34 @@ def describe_volume(volume: Volume, tensor_CDHW: torch.Tensor) -> dict[str, Any]
             "std": std,
         },
     }
+
+
+def image_statistics(image: Image) -> dict[str, float | int]:
+    """Shape and values of one image as a flat row.
+
+    Returns:
+        ``height, width`` (pixels), ``channels``, ``bits``, and ``min, mean, max, std`` over all values (population
+        standard deviation, in the units of the file: up to 255 or 65535); of colour images also ``mean_r, mean_g,
+        mean_b``.
+    """
+    height, width, channels = image.pixels_HWC.shape
+    # a histogram holds integers of 8 and 16 bits exactly, and is quicker than sums over the pixels
+    counts_CV = [np.bincount(image.pixels_HWC[..., c].reshape(-1)) for c in range(channels)]
+    means_C = [float(counts_V @ np.arange(len(counts_V)) / counts_V.sum()) for counts_V in counts_CV]
+    mean = sum(means_C) / channels
+    variance = sum(
+        float(counts_V @ np.square(np.arange(len(counts_V)) - mean)) / float(counts_V.sum()) for counts_V in counts_CV
+    )
+    row: dict[str, float | int] = {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "bits": image.pixels_HWC.dtype.itemsize * 8,
+        "min": int(image.pixels_HWC.min()),
+        "mean": mean,
+        "max": int(image.pixels_HWC.max()),
+        "std": float(np.sqrt(variance / channels)),
+    }
+    if channels == 3:
+        row |= dict(zip(("mean_r", "mean_g", "mean_b"), means_C, strict=True))
+    return row

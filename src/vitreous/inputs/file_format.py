@@ -3,15 +3,31 @@
 import gzip
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from vitreous.core.errors import CircumstanceError, InputError
 
-FileFormat = Literal["dicom", "dicom without preamble", "nifti", "gzipped nifti", "npy", "npz"]
+VolumeFormat = Literal["dicom", "dicom without preamble", "nifti", "gzipped nifti", "npy", "npz"]
+ImageFormat = Literal["png", "jpeg", "tiff", "bmp", "gif"]
+FileFormat = VolumeFormat | ImageFormat
 
 _HEAD_BYTES = 1024
 _NIFTI1_MAGIC = slice(344, 348)
 _NIFTI2_MAGIC = slice(4, 12)
+
+#: First bytes of image files.
+_IMAGE_MAGIC: dict[bytes, ImageFormat] = {
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"II*\x00": "tiff",
+    b"MM\x00*": "tiff",
+    b"II+\x00\x08\x00": "tiff",
+    b"MM\x00+\x00\x08": "tiff",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+}
+#: Lengths of the second header of a BMP file, at byte 14; "BM" alone also begins words.
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 #: Formats that a suffix promises; other suffixes and none promise nothing.
 _PROMISES: dict[str, tuple[FileFormat, ...]] = {
@@ -21,16 +37,19 @@ _PROMISES: dict[str, tuple[FileFormat, ...]] = {
     ".nii.gz": ("gzipped nifti",),
     ".npy": ("npy",),
     ".npz": ("npz",),
+    ".png": ("png",),
+    ".jpg": ("jpeg",),
+    ".jpeg": ("jpeg",),
+    ".tif": ("tiff",),
+    ".tiff": ("tiff",),
+    ".bmp": ("bmp",),
+    ".gif": ("gif",),
 }
 
 #: Content that is met by mistake, to name it in the message: first bytes → name.
 _OTHER_CONTENT = {
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"BM": "a BMP image",
-    b"II*\x00": "a TIFF image",
-    b"MM\x00*": "a TIFF image",
+    b"\x89PNG": "a PNG image whose first bytes are damaged",
+    b"\x00\x00\x00\x0cjP  \r\n\x87\n": "a JPEG 2000 image",
     b"%PDF": "a PDF document",
     b"\x89HDF": "an HDF5 file",
     b"BZh": "a bzip2 archive",
@@ -47,12 +66,41 @@ _OTHER_CONTENT = {
 }
 
 
-def recognise_format(path: Path) -> FileFormat:
-    """The format of a file's content.
+def recognise_volume_format(path: Path) -> VolumeFormat:
+    """The format of a volume's file, by its content.
 
     Raises:
-        InputError: the file is absent, empty, of no supported format, or not what its name says.
+        InputError: the file is absent, empty, of no supported format, an image, or not what its name says.
     """
+    found, said = _recognise(path)
+    if found in get_args(ImageFormat):
+        raise InputError(
+            f"the content is {said}, which is no volume; images are read where data.kind is csv, folder or npz."
+        )
+    if found is None:
+        raise InputError(
+            f"the content is {said}, which is no volume; supported are DICOM, NIfTI (.nii, .nii.gz), NPY and NPZ."
+        )
+    return cast(VolumeFormat, found)
+
+
+def recognise_image_format(path: Path) -> ImageFormat:
+    """The format of an image's file, by its content.
+
+    Raises:
+        InputError: the file is absent, empty, of no supported format, a volume, or not what its name says.
+    """
+    found, said = _recognise(path)
+    if found not in get_args(ImageFormat):
+        raise InputError(
+            f"the content is {said}, which is not read as an image; supported are PNG, JPEG, TIFF, BMP and "
+            "GIF files of one picture."
+        )
+    return cast(ImageFormat, found)
+
+
+def _recognise(path: Path) -> tuple[FileFormat | None, str]:
+    """The format, None if it is not supported, and what to call the content."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -61,17 +109,11 @@ def recognise_format(path: Path) -> FileFormat:
     if not head:
         raise InputError("the file is empty (0 bytes).")
     found = _format_of(path, head)
+    said = _describe(head) if found is None else f"a {found.upper()} image" if found in get_args(ImageFormat) else found
     suffix = next((s for s in sorted(_PROMISES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
     if suffix is not None and found not in _PROMISES[suffix]:
-        raise InputError(
-            f"the file is not what it claims: its name ends in {suffix}, its content is {found or _describe(head)}."
-        )
-    if found is None:
-        raise InputError(
-            f"the content is {_describe(head)}, which is no volume; supported are DICOM, NIfTI (.nii, "
-            ".nii.gz), NPY and NPZ."
-        )
-    return found
+        raise InputError(f"the file is not what it claims: its name ends in {suffix}, its content is {said}.")
+    return found, said
 
 
 def _format_of(path: Path, head: bytes) -> FileFormat | None:
@@ -79,6 +121,11 @@ def _format_of(path: Path, head: bytes) -> FileFormat | None:
         return "dicom"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
+    for magic, image_format in _IMAGE_MAGIC.items():
+        if head.startswith(magic):
+            return image_format
+    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return "bmp"
     if head.startswith(b"PK\x03\x04"):
         return "npz" if _holds_npy_members(path) else None
     if head.startswith(b"\x1f\x8b"):

@@ -1,4 +1,4 @@
-"""Warnings and log lines of the reading libraries, caught per thread: they become facts of the volume.
+"""Warnings and log lines of the reading libraries, caught per thread: they become facts of what was read.
 
 `warnings.catch_warnings` changes state of the whole process and is not safe in a thread pool; here the
 process-wide part is one filter and one hook, installed while any thread is reading, and the messages go to
@@ -17,6 +17,7 @@ from typing import TextIO
 _LOGGERS = (
     "pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils", "openjpeg._openjpeg", "openjpeg.utils",
     "openjpeg.decode", "jpeg_ls._CharLS", "PIL.Image", "PIL.ImageFile",
+    "PIL.PngImagePlugin", "PIL.TiffImagePlugin",
 )  # fmt: skip
 _MODULES = r"(pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|PIL|nibabel|numpy)(\.|$)"
 _CATEGORIES = (UserWarning, RuntimeWarning)
