@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-_Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+from vitreous.inputs.image import Pixels
 
 _CLIP_LIMIT = 2.0
 _TILES = (8, 8)
 
 
-def clahe(pixels_HWC: _Pixels) -> _Pixels:
+def clahe(pixels_HWC: Pixels) -> Pixels:
     """Local contrast of the lightness L* raised on 8 × 8 tiles with clip limit 2; hue and chroma of CIELAB stay.
 
     At 16 bits the lightness keeps them, and the curve of each tile is that of the image at 8 bits.

@@ -24,7 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vitreous.core.errors import CircumstanceError, InputError
 from vitreous.inputs.file_format import ImageFormat, recognise_image_format
-from vitreous.inputs.image import Image
+from vitreous.inputs.image import Image, Pixels, check_declared_pixels, checked_image
 from vitreous.inputs.library_messages import library_messages
 from vitreous.inputs.png_chunks import check_png_chunks
 
@@ -45,8 +45,6 @@ _DAMAGE = (
     OverflowError, ZeroDivisionError, RuntimeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 
-_Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 _PALETTE = ("P", "PA")
 _ALPHA = ("LA", "RGBA")
@@ -54,7 +52,6 @@ _ALPHA = ("LA", "RGBA")
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3} | dict.fromkeys(_GREY_16, 1)
 #: The grey value of 1 in samples of fewer than eight bits.
 _GREY_STEPS = {"1": 255, "1;I": 255, "L;2": 85, "L;4": 17}
-_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,7 @@ def decode_image(path: Path, *, max_bytes: int) -> Image:
         except _DAMAGE as error:
             how = "truncated" if "truncated" in str(error) else f"damaged or truncated ({type(error).__name__})"
             raise InputError(f"the {name} image is {how}.") from None
-    if (pixels_HWC == pixels_HWC[0, 0]).all():
-        raise InputError(f"all {pixels_HWC[..., 0].size} pixels have the same value: the image is of one colour.")
-    return Image(pixels_HWC.copy(order="C"), {"format": name, **facts, "warnings": "; ".join(messages)})
+    return checked_image(pixels_HWC.copy(order="C"), {"format": name, **facts, "warnings": "; ".join(messages)})
 
 
 def _read_whole(path: Path, max_bytes: int) -> bytes:
@@ -113,15 +108,16 @@ def _read_whole(path: Path, max_bytes: int) -> bytes:
         raise CircumstanceError(f"the file cannot be read: {error.strerror or type(error).__name__}.") from None
 
 
-def _decode(file_format: ImageFormat, content: bytes, max_bytes: int) -> tuple[_Pixels, dict[str, Any]]:
+def _decode(file_format: ImageFormat, content: bytes, max_bytes: int) -> tuple[Pixels, dict[str, Any]]:
     reader = _READERS[file_format](BytesIO(content))
-    _check_size(reader, max_bytes)
+    width, height = reader.size
+    check_declared_pixels(height, width, _CHANNELS.get(reader.mode, 4), max_bytes=max_bytes)
     _check_one_picture(reader)
     stored = _stored(reader, file_format)
     # Pillow turns a TIFF upright itself, and forgets that it did
     orientation = _orientation(reader) if file_format == "tiff" else 1
     if stored.bits == 16 and stored.mode not in _GREY_16:
-        pixels_HWC: _Pixels = _sixteen_bit_colour(reader, _READERS[file_format](BytesIO(content)), stored)
+        pixels_HWC: Pixels = _sixteen_bit_colour(reader, _READERS[file_format](BytesIO(content)), stored)
     else:
         pixels_HWC = _pixels(reader)
     if isinstance(reader, TiffImageFile):
@@ -139,18 +135,6 @@ def _decode(file_format: ImageFormat, content: bytes, max_bytes: int) -> tuple[_
         "colour_profile": "not applied" if reader.info.get("icc_profile") else "none",
     }
     return pixels_HWC, facts
-
-
-def _check_size(reader: ImageFile, max_bytes: int) -> None:
-    width, height = reader.size
-    if width < 1 or height < 1:
-        raise InputError(f"the header declares an empty image of {height} × {width} pixels.")
-    needed = height * width * _CHANNELS.get(reader.mode, 4) * _FLOAT32_BYTES
-    if needed > max_bytes:
-        raise CircumstanceError(
-            f"the header declares {height} × {width} pixels, which take {needed:,} bytes in memory; at most "
-            f"{max_bytes:,} are allowed. Check the file, or allow more bytes per file (data.max_volume_gb)."
-        )
 
 
 def _check_one_picture(reader: ImageFile) -> None:
@@ -185,7 +169,7 @@ def _stored(reader: ImageFile, file_format: ImageFormat) -> _Stored:
     return stored
 
 
-def _pixels(reader: ImageFile) -> _Pixels:
+def _pixels(reader: ImageFile) -> Pixels:
     reader.load()
     mode = reader.mode
     if mode in _GREY_16:
@@ -218,7 +202,7 @@ def _orientation(reader: ImageFile) -> int:
     return stated if stated in range(1, 9) else 1
 
 
-def _upright(pixels_HWC: _Pixels, orientation: int) -> _Pixels:
+def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
     """Source: Exif 2.32, tag 274, which says where the first row and column belong."""
     swapped_HWC = pixels_HWC.swapaxes(0, 1) if orientation >= 5 else pixels_HWC
     flip_rows = orientation in (3, 4, 7, 8)
@@ -226,7 +210,7 @@ def _upright(pixels_HWC: _Pixels, orientation: int) -> _Pixels:
     return swapped_HWC[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def _without_alpha(pixels_HWC: _Pixels, reader: ImageFile, stored: _Stored) -> tuple[_Pixels, str]:
+def _without_alpha(pixels_HWC: Pixels, reader: ImageFile, stored: _Stored) -> tuple[Pixels, str]:
     """The pixels without their alpha channel, and what became of it; only an opaque one may go."""
     num_channels = pixels_HWC.shape[-1]
     if num_channels in (2, 4):

@@ -15,7 +15,7 @@ from PIL.Image import Resampling
 from vitreous.core.errors import InputError
 from vitreous.core.input_spec import ImageSpec
 from vitreous.inputs.fundus import apply_fundus_steps
-from vitreous.inputs.image import Image
+from vitreous.inputs.image import Image, Pixels
 
 #: Part of every feature key of images: rises whenever any image and spec could give another tensor.
 IMAGE_PREPROCESSING_VERSION = 1
@@ -30,8 +30,6 @@ _RESAMPLING = {
 _MAX_ASPECT_RATIO = 100
 #: Share of red, green and blue in the luma of ITU-R BT.601, in 1 / 65536, as Pillow has them.
 _LUMA_C = np.array([19595, 38470, 7471], dtype=np.uint32)
-
-_Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 def prepare_image(image: Image, spec: ImageSpec) -> torch.Tensor:
@@ -82,18 +80,18 @@ def normalise_image(prepared_CDHW: torch.Tensor, spec: ImageSpec) -> torch.Tenso
     return unit_CDHW.sub_(mean_C111).div_(std_C111)
 
 
-def _with_channels(pixels_HWC: _Pixels, num_channels: int) -> _Pixels:
+def _with_channels(pixels_HWC: Pixels, num_channels: int) -> Pixels:
     stored = pixels_HWC.shape[-1]
     if stored == num_channels:
         return pixels_HWC
     if stored == 1:
         return pixels_HWC.repeat(num_channels, axis=-1)
     luma_HW = ((pixels_HWC.astype(np.uint32) * _LUMA_C).sum(-1, dtype=np.uint32) + 0x8000) >> 16
-    luma_HWC: _Pixels = luma_HW[..., None].astype(pixels_HWC.dtype)
+    luma_HWC: Pixels = luma_HW[..., None].astype(pixels_HWC.dtype)
     return luma_HWC
 
 
-def _resize(pixels_HWC: _Pixels, spec: ImageSpec) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+def _resize(pixels_HWC: Pixels, spec: ImageSpec) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
     height, width = spec.size
     match spec.resize:
         case "squash":
@@ -138,7 +136,7 @@ def _longer_side_size(shape: tuple[int, ...], spec: ImageSpec) -> tuple[int, int
 
 
 def _resample(
-    pixels_HWC: _Pixels, size: tuple[int, int], spec: ImageSpec
+    pixels_HWC: Pixels, size: tuple[int, int], spec: ImageSpec
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
     """Pixels of another size: uint8 as Pillow rounds them, or float32 in [0, 1] where they have 16 bits."""
     filter_ = _RESAMPLING[spec.interpolation]

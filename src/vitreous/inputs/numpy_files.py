@@ -1,7 +1,7 @@
-"""NPY and NPZ files as volumes. They say neither their axes nor their spacing: the study must.
+"""NPY and NPZ files as volumes, NPZ files also as images. They say neither axes nor spacing: the study must.
 
-Axes: N volume of an array that stacks several; the other three are D, H, W in the order that the study
-declares.
+Axes: N volume or image of an array that stacks several; the others are D, H, W in the order that the study
+declares, or H, W and C (channel) of an image.
 """
 
 import threading
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.errors import CircumstanceError, InputError
+from vitreous.inputs.image import Image, check_declared_pixels, checked_image
 from vitreous.inputs.library_messages import library_messages
 from vitreous.inputs.volume import DeclaredAxes, Facts, Volume, check_declared_size, checked_volume
 
@@ -66,14 +67,14 @@ def decode_only_array(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> 
 
 
 class NpzArrays:
-    """Arrays of an .npz file, read as volumes one at a time. May be used from several threads.
+    """Arrays of an .npz file, read as volumes or images one at a time. May be used from several threads.
 
     The array last used stays in memory, decompressed: MedMNIST stacks all volumes of a split in one array,
     and a compressed array can only be read from its beginning.
 
     Args:
-        declared: axes and spacing of one volume; a stack has one more axis in front.
-        max_bytes: the most that one array may take, and one volume as float32.
+        declared: axes and spacing of one volume, or axes of one image; a stack has one more axis in front.
+        max_bytes: the most that one array may take, and one volume or image as float32.
     Raises:
         InputError: the archive is damaged or holds no array.
     """
@@ -128,6 +129,46 @@ class NpzArrays:
         facts: Facts = {"format": "NPZ", "array": name, "index": index, "warnings": "; ".join(messages)}
         check_declared_size(voxels.shape, bytes_per_value=voxels.itemsize, max_bytes=self._max_bytes)
         return _declared_volume(voxels, self._declared, facts)
+
+    def image(self, name: str, index: int = -1) -> Image:
+        """One image of 8 or 16 bits, grey or colour (red, green, blue).
+
+        Args:
+            name: of the array, e.g. ``train_images``.
+            index: of the image along the first axis of a stack; -1 if the array itself is the image.
+        Raises:
+            InputError: the array or index is absent, the array is damaged, or it is not made of images.
+        """
+        axes = self._declared.axes
+        if axes not in ("HW", "HWC"):
+            raise InputError(f"images have the axes HW or HWC; the study declares data.axes: {axes}.")
+        with library_messages() as messages:
+            array = self._array(name)
+        if array.ndim != len(axes) + (index >= 0):
+            stack = "N and " if index >= 0 else ""
+            raise InputError(
+                f"the array {name} has the shape {array.shape}; with data.axes: {axes} its axes are "
+                f"{stack}{', '.join(axes)}."
+            )
+        if index >= len(array):
+            raise InputError(f"the array {name} holds {len(array)} images; there is none with index {index}.")
+        stored = array if index < 0 else array[index]
+        pixels_HWC = stored[..., None] if axes == "HW" else stored
+        if pixels_HWC.shape[-1] not in (1, 3):
+            raise InputError(
+                f"an image of the array {name} has {pixels_HWC.shape[-1]} channels on its last axis; 1 (grey) or 3 "
+                "(red, green, blue) are read."
+            )
+        if pixels_HWC.dtype.kind != "u" or pixels_HWC.dtype.itemsize > 2:
+            raise InputError(
+                f"the array {name} holds values of type {array.dtype}; an image needs uint8 or uint16, whose range is "
+                "known."
+            )
+        check_declared_pixels(*pixels_HWC.shape, max_bytes=self._max_bytes)
+        facts = {"format": "NPZ", "array": name, "index": index, "bits": 8 * array.dtype.itemsize}
+        facts |= {"axes_source": "study", "warnings": "; ".join(messages)}
+        # a copy: a stack stays in memory, and an image must not be a window into it
+        return checked_image(np.array(pixels_HWC, dtype=f"u{array.dtype.itemsize}", order="C"), facts)
 
     def _array(self, name: str) -> npt.NDArray[np.generic]:
         with self._lock:

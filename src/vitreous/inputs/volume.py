@@ -26,6 +26,7 @@ Facts = dict[str, str | float | int]
 
 _FLOAT32_BYTES = 4
 _AXES = "DHW"
+_IMAGE_AXES = ("HW", "HWC")
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class DeclaredAxes:
 
     Args:
         axes: order of the array's axes, a permutation of ``DHW``; needed for NPY and NPZ, and for NIfTI that
-            states no orientation.
+            states no orientation. Where the arrays of an NPZ file hold images, ``HW`` (grey) or ``HWC`` (the channel
+            last).
         spacing_mm: along D, H, W whatever `axes`; used only where the file states no spacing.
 
     Raises:
-        ConfigError: the axes are no permutation of ``DHW``, or a spacing is not positive.
+        ConfigError: the axes are no permutation of ``DHW`` and not those of an image, or a spacing is not positive.
     """
 
     axes: str | None = None
@@ -63,8 +65,10 @@ class DeclaredAxes:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.axes is not None and sorted(self.axes) != sorted(_AXES):
-            problems.append(f"data.axes must be a permutation of 'DHW' such as 'HWD'; got {self.axes!r}.")
+        if self.axes is not None and self.axes not in _IMAGE_AXES and sorted(self.axes) != sorted(_AXES):
+            problems.append(
+                f"data.axes must be a permutation of 'DHW' such as 'HWD'; got {self.axes!r} (of images: 'HW' or 'HWC')."
+            )
         if self.spacing_mm is not None and not (
             len(self.spacing_mm) == 3 and all(is_length(v) for v in self.spacing_mm)
         ):
@@ -76,7 +80,7 @@ class DeclaredAxes:
         """Which axis of the array becomes D, H and W.
 
         Raises:
-            InputError: the study declares no axes.
+            InputError: the study declares no axes, or those of images.
 
         >>> DeclaredAxes("HWD").transpose_to_DHW()
         (2, 0, 1)
@@ -86,6 +90,8 @@ class DeclaredAxes:
                 "the file does not say which of its axes is D, H and W; set the study key data.axes, e.g. "
                 "`data.axes: DHW`."
             )
+        if self.axes in _IMAGE_AXES:
+            raise InputError(f"the study declares images (data.axes: {self.axes}), and a volume was asked for.")
         return self.axes.index("D"), self.axes.index("H"), self.axes.index("W")
 
 
