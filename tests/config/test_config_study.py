@@ -49,7 +49,7 @@ def test_minimal_study_takes_the_documented_defaults() -> None:
     [
         ("data.patern", "x", r"data.patern: unknown key; did you mean 'pattern'\?"),
         ("recipes.linear.epocs", 3, r"recipes.linear.epocs: unknown key; did you mean 'epochs'\?"),
-        ("data.kind", "csv", r"data.kind: .*'participants', 'npz'"),
+        ("data.kind", "cvs", r"data.kind: .*'participants', 'npz', 'csv', 'folder'"),
         ("recipes.linear.kind", "linear", r"recipes.linear.kind: .*'linear_probe'"),
         ("seeds", [0, 0], r"seeds: lists a value twice"),
         ("data.classes", ["a", "a"], r"data.classes: class names must differ"),

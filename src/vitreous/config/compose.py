@@ -126,7 +126,7 @@ def _walk(location: Sequence[str]) -> tuple[list[str], set[str]]:
             model
             for model in models
             if part not in model.model_fields
-            and part in typing.get_args(getattr(model.model_fields.get("kind"), "annotation", None))
+            and part in (model.__name__, *typing.get_args(getattr(model.model_fields.get("kind"), "annotation", None)))
         ]
         if tagged:
             models = tagged

@@ -1,14 +1,25 @@
 """The `data` part of a study: which table, which files, whose, which label, which split."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from vitreous.config.model import Frozen
 
 Scalar = str | int | float | bool
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 SplitName = Literal["train", "val", "test"]
+
+IMAGE_AXES = ("HW", "HWC")
 
 
 class FractionsSplit(Frozen):
@@ -24,16 +35,44 @@ class FractionsSplit(Frozen):
         return self
 
 
-class VolumeData(Frozen):
-    """What every kind of volume data has in common."""
+class ValFractionSplit(Frozen):
+    """Val as a seeded part of train, stratified by class and grouped by patient; test is published apart."""
 
-    table: str
+    val_fraction: Fraction
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def _form_of_split(split: Any) -> str | None:
+    """Which way of saying the split a value takes, so that errors speak of that one alone."""
+    if isinstance(split, str):
+        return "column"
+    if isinstance(split, FractionsSplit | ValFractionSplit):
+        return type(split).__name__
+    if isinstance(split, dict):
+        forms = {"fractions": "FractionsSplit", "val_fraction": "ValFractionSplit"}
+        forms |= dict.fromkeys(("train", "val", "test"), "one file each")
+        return next((form for key, form in forms.items() if key in split), None)
+    return None
+
+
+_Column = Annotated[str, Tag("column")]
+_Fractions = Annotated[FractionsSplit, Tag("FractionsSplit")]
+_ValFraction = Annotated[ValFractionSplit, Tag("ValFractionSplit")]
+_FilesOfIds = Annotated[dict[SplitName, str], Tag("one file each")]
+_FORM = Discriminator(
+    _form_of_split,
+    custom_error_type="split_form",
+    custom_error_message="a split is a column or one file of ids each for train, val and test (tables only), "
+    "{fractions: [0.7, 0.15, 0.15], seed: 0}, or {val_fraction: 0.2, seed: 0} (image kinds only)",
+)
+
+
+class CohortData(Frozen):
+    """What every kind of data has in common."""
+
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    axes: str | None = None
-    spacing_mm: tuple[float, float, float] | None = None
     aggregate: Literal["mean_probability"] = "mean_probability"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05
-    max_volume_gb: Annotated[float, Field(gt=0)] = 2.0
 
     @field_validator("classes")
     @classmethod
@@ -41,6 +80,15 @@ class VolumeData(Frozen):
         if len(set(classes)) != len(classes):
             raise ValueError(f"class names must differ; got {list(classes)}")
         return classes
+
+
+class VolumeData(CohortData):
+    """What every kind of volume data has in common."""
+
+    table: str
+    axes: str | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    max_volume_gb: Annotated[float, Field(gt=0)] = 2.0
 
     @field_validator("axes")
     @classmethod
@@ -60,7 +108,7 @@ class ParticipantsData(VolumeData):
     refresh_listing: bool = False
     patient: str = "participant_id"
     label: str
-    split: str | FractionsSplit | dict[SplitName, str] = "recommended_split"
+    split: Annotated[_Column | _Fractions | _FilesOfIds, _FORM] = "recommended_split"
     where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     volumes: Literal["all", "first", "one per eye"] | dict[str, Scalar | list[Scalar]] = "all"
     domains: tuple[str, ...] = ()
@@ -80,25 +128,172 @@ class ParticipantsData(VolumeData):
     @field_validator("split")
     @classmethod
     def _every_split(cls, split: Any) -> Any:
-        if isinstance(split, dict) and len(split) < 3:
-            raise ValueError(f"one file of ids for each of train, val and test; got only {', '.join(split)}")
-        return split
+        return _three_files_of_ids(split)
 
 
 class NpzData(VolumeData):
-    """`kind: npz`: arrays train_images, train_labels, val_…, test_… in one file (the MedMNIST layout)."""
+    """`kind: npz`: arrays train_images, train_labels, val_…, test_… in one file (the MedMNIST layout).
+
+    Items are volumes (`axes` an order of D, H, W) or images (HW, or HWC with the channel last).
+    """
 
     kind: Literal["npz"]
     # an npz file cannot say its axes, so the study must
     axes: str
     patient: str | None = None
 
+    @property
+    def is_image(self) -> bool:
+        """Whether an item is an image, not a volume."""
+        return self.axes in IMAGE_AXES
+
     @field_validator("axes", mode="before")
     @classmethod
     def _stated(cls, axes: Any) -> Any:
         if axes is None:
-            raise ValueError("an npz file does not say its axes; set data.axes, for MedMNIST 3D to DHW")
+            raise ValueError(
+                "an npz file does not say its axes; set data.axes, for MedMNIST 3D to DHW, for MedMNIST 2D to HWC "
+                "(colour) or HW (grey)"
+            )
         return axes
 
+    @field_validator("axes")
+    @classmethod
+    def _permutation(cls, axes: str | None) -> str | None:
+        if axes not in IMAGE_AXES and sorted(axes or "") != ["D", "H", "W"]:
+            raise ValueError(f"axes is HW or HWC for images, or an order of D, H and W for volumes; got {axes!r}")
+        return axes
 
-Data = Annotated[ParticipantsData | NpzData, Field(discriminator="kind")]
+    @model_validator(mode="after")
+    def _of_volumes(self) -> "NpzData":
+        if idle := [key for key in ("spacing_mm", "max_volume_gb") if self.is_image and key in self.model_fields_set]:
+            raise ValueError(f"axes {self.axes} says that the items are images; {' and '.join(idle)} is for volumes")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is for volumes where the items are images."""
+        without = {"spacing_mm", "max_volume_gb"} if self.is_image else set()
+        return {name: value for name, value in dump(self).items() if name not in without}
+
+
+class ImageData(CohortData):
+    """What the kinds of image files have in common."""
+
+    refresh_listing: bool = False
+    max_image_mb: Annotated[float, Field(gt=0)] = 500.0
+
+
+class CsvData(ImageData):
+    """`kind: csv`: a table with one row an image, and the folder (or bucket) of the images.
+
+    `table` and `files` are one place each, or one for each split. Without `label_map` the label column holds the
+    class names themselves.
+    """
+
+    kind: Literal["csv"]
+    table: str | dict[SplitName, str]
+    files: str | dict[SplitName, str]
+    image: str
+    label: str
+    label_map: dict[str, str] | None = None
+    patient: str | None = None
+    split: Annotated[_Column | _Fractions | _ValFraction | _FilesOfIds, _FORM] | None = None
+    where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
+    domains: tuple[str, ...] = ()
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _values_as_text(cls, label_map: Any) -> Any:
+        """YAML reads 0 as a number and no as a truth value; a table holds text."""
+        if not isinstance(label_map, dict):
+            return label_map
+        if truths := [value for value in label_map if isinstance(value, bool)]:
+            raise ValueError(f"YAML reads {truths} as truth values; put the table's values into quotes, such as 'no'")
+        return {str(value): name for value, name in label_map.items()}
+
+    @field_validator("table", "files")
+    @classmethod
+    def _train_and_test(cls, places: Any) -> Any:
+        if isinstance(places, dict) and not {"train", "test"} <= set(places):
+            raise ValueError(f"one place a split needs train and test (val too, or a val_fraction); got {list(places)}")
+        return places
+
+    @field_validator("split")
+    @classmethod
+    def _every_split(cls, split: Any) -> Any:
+        return _three_files_of_ids(split)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CsvData":
+        problems = [*self._map_problems(), *self._split_problems()]
+        if isinstance(self.files, dict) and not isinstance(self.table, dict):
+            problems.append("files is given for each split, table is not; give both one way")
+        elif isinstance(self.files, dict) and set(self.files) != set(self.table):
+            problems.append(f"files is given for {list(self.files)} and table for {list(self.table)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _map_problems(self) -> list[str]:
+        if self.label_map is None:
+            return []
+        problems = []
+        if unknown := sorted(set(self.label_map.values()) - set(self.classes)):
+            problems.append(f"label_map names {unknown}, which are not among the classes {list(self.classes)}")
+        if unused := [name for name in self.classes if name not in self.label_map.values()]:
+            problems.append(f"no value of label_map means the class {', '.join(map(repr, unused))}")
+        return problems
+
+    def _split_problems(self) -> list[str]:
+        if not isinstance(self.table, dict):
+            if isinstance(self.split, ValFractionSplit):
+                return ["split.val_fraction takes val out of train; it goes with a table for train and one for test"]
+            return []
+        if "val" in self.table and self.split is not None:
+            return ["table is given for each split; leave split out"]
+        if "val" not in self.table and not isinstance(self.split, ValFractionSplit):
+            return ["there is no table for val; give one, or split: {val_fraction: 0.2, seed: 0}"]
+        return []
+
+
+class FolderData(ImageData):
+    """`kind: folder`: images in folders named by class, below folders named by split or without them.
+
+    The layout is ``<split>/<class>/…``; with `split: {fractions}` or `folds` it is ``<class>/…``, and with
+    `split: {val_fraction}` val comes out of ``train/``.
+    """
+
+    kind: Literal["folder"]
+    files: str
+    split: Annotated[_Fractions | _ValFraction, _FORM] | None = None
+    patient_pattern: str | None = None
+    ignore: tuple[str, ...] = ()
+
+    @field_validator("patient_pattern")
+    @classmethod
+    def _names_the_patient(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"patient_pattern is no regular expression ({error}); got {pattern!r}") from None
+        if "patient" not in compiled.groupindex:
+            raise ValueError(rf"patient_pattern needs the group patient, such as ^(?P<patient>\d+)_; got {pattern!r}")
+        return pattern
+
+    @model_validator(mode="after")
+    def _classes_are_read(self) -> "FolderData":
+        if both := [name for name in self.ignore if name in self.classes]:
+            raise ValueError(f"ignore and classes both name {both}; take them out of one")
+        return self
+
+
+def _three_files_of_ids(split: Any) -> Any:
+    if isinstance(split, dict) and len(split) < 3:
+        raise ValueError(f"one file of ids for each of train, val and test; got only {', '.join(split)}")
+    return split
+
+
+Data = Annotated[ParticipantsData | NpzData | CsvData | FolderData, Field(discriminator="kind")]

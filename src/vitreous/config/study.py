@@ -157,6 +157,15 @@ class StudyConfig(Frozen):
             problems.append("folds and data.split both say who is in test; leave one of them out")
         if self.folds is not None and self.data.kind == "npz":
             problems.append("data.kind npz comes with its own splits; folds cannot replace them")
+        if self.data.kind == "csv":
+            is_split = self.data.split is not None or isinstance(self.data.table, dict)
+            if self.folds is None and not is_split:
+                problems.append(
+                    "data.split: required with one table: a column, {fractions: […]}, or a file of ids for each split; "
+                    "or set folds"
+                )
+            if self.folds is not None and isinstance(self.data.table, dict):
+                problems.append("data.table is given for each split; folds need one table of everybody")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -12,15 +12,22 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitreous.core.errors import SampleError
-from vitreous.core.finding import Finding
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SPLITS, Cohort, seal
+from vitreous.samples.patients import check_agreement, patients_are_rows
 from vitreous.samples.problems import Problems, examples
 
+_CHANNELS = (1, 3)  # grey, and red, green, blue
 _FEWEST_AXES = 3  # items and two of an image
+_REMEDY = "Give data.patient, the suffix of arrays of patient ids, if the file has them."
 
 
 def load_npz_cohort(
-    path: Path, classes: Sequence[str], *, patients: str | None = None, name: str | None = None
+    path: Path,
+    classes: Sequence[str],
+    *,
+    patients: str | None = None,
+    item_axes: str | None = None,
+    name: str | None = None,
 ) -> Cohort:
     """One sample for each row of ``<split>_images``; labels are ``<split>_labels``, (N,) or (N, 1) class indices.
 
@@ -28,6 +35,7 @@ def load_npz_cohort(
         classes: names of the indices 0, 1, …
         patients: suffix of arrays of patient ids (``patient_ids`` reads ``train_patient_ids`` …). Without one every
             row is a patient of its own, and a finding says so.
+        item_axes: letters of the axes of an item, such as DHW or HWC; an array of another number is refused.
         name: what the user calls the file, where `path` is a staged copy.
     Raises:
         SampleError: the file is no npz, an array is missing, lengths differ, a label has no class, a patient stands in
@@ -40,24 +48,30 @@ def load_npz_cohort(
         with zipfile.ZipFile(path) as archive:
             arrays = {member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")}
             for split in SPLITS:
-                frame = _read_split(archive, arrays, split, len(classes), patients, problems)
+                frame = _read_split(archive, arrays, split, len(classes), patients, item_axes, problems)
                 if frame is not None:
                     frames.append(frame)
     except (OSError, zipfile.BadZipFile) as error:
         raise SampleError(f"{name}: cannot be read as an npz file ({error}).") from error
     problems.check_none()
     samples = pd.concat(frames, ignore_index=True)
-    _check_patients(samples, patients, problems)
+    check_agreement(samples, problems)
     problems.check_none()
     status = path.stat()
     samples = samples.assign(size=status.st_size, etag="", weight=1.0)
-    findings = () if patients else (_patients_are_rows(name),)
+    findings = () if patients else (patients_are_rows(name, _REMEDY),)
     excluded = pd.DataFrame(columns=list(EXCLUDED_COLUMNS), dtype="str")
     return seal(samples, excluded, classes, findings, (), (), where=name)
 
 
 def _read_split(
-    archive: zipfile.ZipFile, arrays: set[str], split: str, num_classes: int, patients: str | None, problems: Problems
+    archive: zipfile.ZipFile,
+    arrays: set[str],
+    split: str,
+    num_classes: int,
+    patients: str | None,
+    item_axes: str | None,
+    problems: Problems,
 ) -> pd.DataFrame | None:
     images, labels = f"{split}_images", f"{split}_labels"
     needed = [images, labels, *([f"{split}_{patients}"] if patients else [])]
@@ -70,6 +84,8 @@ def _read_split(
     if len(shape) < _FEWEST_AXES:
         problems.add(f"{images} has the shape {shape}; it must be (items, …) with two or more axes an item.")
         return None
+    if item_axes is not None:
+        _check_item_axes(images, shape, item_axes, problems)
     y = _read_labels(archive, labels, problems)
     if y is None:
         return None
@@ -89,6 +105,19 @@ def _read_split(
         {"sample_id": sample_ids, "patient_id": patient_ids, "relative": images, "item": np.arange(shape[0]),
          "split": split, "y": y}
     )  # fmt: skip
+
+
+def _check_item_axes(array: str, shape: tuple[int, ...], item_axes: str, problems: Problems) -> None:
+    if len(shape) != 1 + len(item_axes):
+        problems.add(
+            f"{array} has the shape {shape}: {len(shape) - 1} axes an item, where data.axes says {item_axes!r}; set it "
+            f"to HW or HWC for images, to an order of DHW for volumes."
+        )
+    elif "C" in item_axes and shape[1 + item_axes.index("C")] not in _CHANNELS:
+        problems.add(
+            f"{array} has the shape {shape}: the axis C has {shape[1 + item_axes.index('C')]} channels where 1 or 3 "
+            f"are read; if the items are volumes, set data.axes to DHW."
+        )
 
 
 def _read_shape(archive: zipfile.ZipFile, array: str) -> tuple[int, ...]:
@@ -131,21 +160,3 @@ def _read_patients(archive: zipfile.ZipFile, array: str, length: int, problems: 
         problems.add(f"{array} has {len(values)} ids for {length} items; they must agree.")
         return [""] * length
     return [str(value).strip() for value in values.tolist()]
-
-
-def _check_patients(samples: pd.DataFrame, patients: str | None, problems: Problems) -> None:
-    for column, what in (("split", "splits"), ("y", "labels")):
-        several = samples.groupby("patient_id")[column].nunique()
-        contradictory = several.index[several > 1]
-        if len(contradictory):
-            problems.add(f"{len(contradictory)} patients have items with different {what}: {examples(contradictory)}.")
-
-
-def _patients_are_rows(name: str) -> Finding:
-    return Finding(
-        "patients_are_rows",
-        "warning",
-        "There are no patient ids: every item counts as a patient of its own, and every number carries a banner.",
-        f"{name}: intervals are too narrow if patients have several items",
-        "Give data.patient, the suffix of arrays of patient ids, if the file has them.",
-    )

@@ -15,7 +15,8 @@ from vitreous.core.errors import SampleError
 from vitreous.core.finding import Finding
 from vitreous.samples.choices import Filter, choose_rows
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, Cohort, seal
-from vitreous.samples.identifiers import find_spelling_variants, match_spelling
+from vitreous.samples.identifiers import match_spelling
+from vitreous.samples.patients import check_ids
 from vitreous.samples.problems import Problems, examples
 from vitreous.samples.selection import VolumeChoice, exclude, exclude_by_choice, exclude_duplicates
 from vitreous.samples.splits import FractionSplit, fraction_split, normal_split, read_split_files
@@ -129,7 +130,7 @@ def _read_people(
     problems.check_none()
     assert column is not None
     rows = table.frame.assign(patient_id=table.frame[column], rule="", detail="")
-    _check_ids(rows["patient_id"], problems)
+    check_ids(rows["patient_id"], problems)
     exclude(rows, ~choose_rows(rows, where, "where", problems), "where", f"where: {dict(where)}")
     rows["y"] = _class_indices(rows, label, classes, problems)
     exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
@@ -138,19 +139,6 @@ def _read_people(
     people = _one_row_each(rows, own, problems)
     findings = (*table.findings, *findings, *_left_out(people))
     return Table(table.name, people, findings)
-
-
-def _check_ids(ids: pd.Series, problems: Problems) -> None:
-    if len(empty := ids.index[ids == ""]):
-        problems.add(f"lines {examples(empty)} have no patient id; fill it in or remove them.")
-    lines = {identifier: str(line) for line, identifier in ids.drop_duplicates().items()}
-    variants = find_spelling_variants(identifier for identifier in lines if identifier)
-    if variants:
-        named = [" / ".join(f"{one} (line {lines[one]})" for one in group) for group in variants]
-        problems.add(
-            f"{len(variants)} groups of ids differ only in spelling and may be one patient: "
-            f"{'; '.join(named[:10])}{' …' if len(named) > 10 else ''}. Write each patient's id one way."
-        )
 
 
 def _class_indices(rows: pd.DataFrame, label: str, classes: Sequence[str], problems: Problems) -> pd.Series:

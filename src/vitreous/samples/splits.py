@@ -34,6 +34,23 @@ class FractionSplit:
             )
 
 
+@dataclass(frozen=True)
+class ValFraction:
+    """A share of the training patients of every class, taken for val.
+
+    Args:
+        fraction: above 0, below 1.
+        seed: names the random stream.
+    """
+
+    fraction: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise SampleError(f"split.val_fraction must lie between 0 and 1; got {self.fraction}.")
+
+
 def normal_split(cells: pd.Series, column: str, problems: Problems) -> pd.Series:
     """The split of each row: train, val, test, or empty where the cell says nothing; other values are a problem."""
     lower = cells.str.casefold()
@@ -73,13 +90,27 @@ def fraction_split(labels: pd.Series, split: FractionSplit) -> dict[str, str]:
     Args:
         labels: class index by patient; order does not matter.
     """
+    return _draw(labels, SPLITS, split.fractions, "fraction split", split.seed)
+
+
+def val_split(labels: pd.Series, split: ValFraction) -> dict[str, str]:
+    """Training patient → train or val, with the same share in every class up to rounding.
+
+    Args:
+        labels: class index by patient of those published as train; order does not matter.
+    """
+    return _draw(labels, ("train", "val"), (1 - split.fraction, split.fraction), "val split", split.seed)
+
+
+def _draw(
+    labels: pd.Series, names: Sequence[str], fractions: Sequence[float], stream: str, seed: int
+) -> dict[str, str]:
     split_of: dict[str, str] = {}
     for y, members in labels.sort_index().groupby(labels.sort_index()):
         patients = members.index.to_numpy()
-        order = numpy_stream(split.seed, "fraction split", int(y)).permutation(len(patients))
-        sizes = _largest_remainder(len(patients), split.fractions)
-        names = np.repeat(np.array(SPLITS), sizes)
-        split_of |= dict(zip(patients[order].tolist(), names.tolist(), strict=True))
+        order = numpy_stream(seed, stream, int(y)).permutation(len(patients))
+        drawn = np.repeat(np.array(names), _largest_remainder(len(patients), fractions))
+        split_of |= dict(zip(patients[order].tolist(), drawn.tolist(), strict=True))
     return split_of
 
 

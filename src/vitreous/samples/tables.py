@@ -13,6 +13,7 @@ from vitreous.core.finding import Finding
 from vitreous.samples.problems import Problems, examples
 
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
+_OTHERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 LINE = "line"  # index name: where a row stands in its file, the header being line 1
 _MISSING = {"", "n/a", "na", "nan", "null", "none"}
 
@@ -35,7 +36,8 @@ class Table:
 def read_table(path: Path, name: str | None = None) -> Table:
     """Read a ``.tsv`` (tabs) or ``.csv`` (commas) file in UTF-8, with or without byte order mark.
 
-    Spaces around headers and cells and empty trailing columns are taken away, and a finding says so.
+    Spaces around headers and cells and empty trailing columns are taken away, and a finding says so; so it does of a
+    header that has tabs or semicolons and not what the name of the file promises.
 
     Args:
         name: what the user calls the file, where `path` is a staged copy.
@@ -46,10 +48,11 @@ def read_table(path: Path, name: str | None = None) -> Table:
     delimiter = _DELIMITERS.get(path.suffix.lower())
     if delimiter is None:
         raise SampleError(f"{name}: a table ends in .tsv or .csv; got {path.suffix!r}. Save it as one of these.")
+    findings: list[Finding] = []
+    delimiter = _delimiter_of_content(path, delimiter, name, findings)
     lines, rows = _read_rows(path, delimiter, name)
     if not rows:
         raise SampleError(f"{name}: the file is empty; a table begins with a line of column names.")
-    findings: list[Finding] = []
     header, rows = _without_empty_columns(rows[0], rows[1:], name, findings)
     _check_header(header, name)
     _check_widths(rows, lines[1:], len(header), name)
@@ -76,6 +79,23 @@ def check_columns(table: Table, columns: Sequence[str], purpose: str, problems: 
         hint = f" Did you mean {near[0]!r}?" if near else ""
         problems.add(f"no column {column!r} for {purpose}; found {list(table.frame.columns)}.{hint}")
     return not missing
+
+
+def _delimiter_of_content(path: Path, promised: str, name: str, findings: list[Finding]) -> str:
+    """What the header has between its names: `promised` where it occurs, else another usual one."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            header = next((line for line in file if line.strip()), "")
+    except OSError:
+        return promised  # reading the rows says what is wrong
+    if promised in header:
+        return promised
+    found = max(_OTHERS, key=header.count)
+    if found not in header:
+        return promised
+    title = f"{name}: columns are divided by {_OTHERS[found]}, whatever the ending of the name."
+    findings.append(Finding("delimiter", "info", title, f"none is {promised!r}"))
+    return found
 
 
 def _read_rows(path: Path, delimiter: str, name: str) -> tuple[list[int], list[list[str]]]:

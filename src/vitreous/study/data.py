@@ -1,4 +1,4 @@
-"""A study's data, opened: the cohort, where its bytes are, and how a file becomes a volume."""
+"""A study's data, opened: the cohort, where its bytes are, and how a file becomes a volume or an image."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,24 +11,30 @@ from typing import Any, assert_never
 import pandas as pd
 import psutil
 
-from vitreous.config.data import FractionsSplit, NpzData, ParticipantsData
+from vitreous.config.data import CsvData, FolderData, FractionsSplit, NpzData, ParticipantsData, ValFractionSplit
 from vitreous.config.study import StudyConfig
+from vitreous.core.errors import LocationError
 from vitreous.core.fingerprints import fingerprint
+from vitreous.core.input_spec import Modality
 from vitreous.features.encode import Request, Staged
 from vitreous.inputs.decode import decode_volume
+from vitreous.inputs.image_files import decode_image
 from vitreous.inputs.numpy_files import NpzArrays
-from vitreous.inputs.volume import DeclaredAxes, Volume
+from vitreous.inputs.prepare import Decoded
+from vitreous.inputs.volume import DeclaredAxes
 from vitreous.samples.cohort import Cohort
+from vitreous.samples.folders import load_image_folders
+from vitreous.samples.image_table import load_image_table
 from vitreous.samples.npz import load_npz_cohort
 from vitreous.samples.participants import load_participants
-from vitreous.samples.splits import FractionSplit
+from vitreous.samples.splits import FractionSplit, ValFraction
 from vitreous.storage.files import fetch_file
 from vitreous.storage.listing import load_key_manifest
 from vitreous.storage.location import Location, ObjectInfo, S3Options
 from vitreous.storage.objects import ObjectStore
 from vitreous.storage.staging import StagingCache
 
-_GB = 10**9
+_MB, _GB = 10**6, 10**9
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class OpenedData:
         store: where the files lie.
         cache: local copies of remote files.
         declared: what the study says where a file does not.
-        max_bytes: a volume that declares more is refused before it is allocated.
+        max_bytes: a volume or image that declares more is refused before it is allocated.
+        modality: what a file, or an item of one, is.
     """
 
     cohort: Cohort
@@ -50,6 +57,7 @@ class OpenedData:
     cache: StagingCache
     declared: DeclaredAxes
     max_bytes: int
+    modality: Modality = "volume"
     _opening: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
@@ -85,20 +93,25 @@ class OpenedData:
             for request in run:
                 yield request, path
 
-    def load_volume(self, request: Request, path: Path) -> Volume:
+    def load_input(self, request: Request, path: Path) -> Decoded:
         """Decode one staged file or item.
 
         Raises:
             InputError: it cannot be used.
         """
+        is_image = self.modality == "image"
         if request.item < 0:
+            if is_image:
+                return decode_image(path, max_bytes=self.max_bytes)
             return decode_volume(path, declared=self.declared, max_bytes=self.max_bytes)
-        return self._arrays(path).volume(request.source, request.item)
+        arrays = self._arrays(path)
+        read = arrays.image if is_image else arrays.volume
+        return read(request.source, request.item)
 
     def _arrays(self, path: Path) -> NpzArrays:
         with self._opening:
             if path not in self._opened_arrays:
-                # an array holds many volumes, so the limit of one volume is no measure for it
+                # an array holds many items, so the limit of one is no measure for it
                 half_of_memory = psutil.virtual_memory().total // 2
                 self._opened_arrays[path] = NpzArrays(path, self.declared, max_bytes=half_of_memory)
             return self._opened_arrays[path]
@@ -109,6 +122,8 @@ class OpenedData:
 
     def describe_declared(self) -> dict[str, Any]:
         """Plain values, for the feature key."""
+        if self.modality == "image":
+            return {"axes": self.declared.axes}
         return {"axes": self.declared.axes, "spacing_mm": self.declared.spacing_mm}
 
 
@@ -134,26 +149,124 @@ def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:
     """
     cache = open_cache(config)
     data = config.data
-    declared = DeclaredAxes(axes=data.axes, spacing_mm=data.spacing_mm)
-    max_bytes = int(data.max_volume_gb * _GB)
     match data:
         case ParticipantsData():
             store = ObjectStore(Location.parse(data.files), s3_options(config))
             listing = load_key_manifest(store, cache_dir=cache.dir, refresh=data.refresh_listing, write=keep_listing)
             cohort = _open_participants(config, data, listing, cache)
-            used = set(cohort.samples["relative"])
-            infos = {info.relative: info for info in listing if info.relative in used}
+            declared = DeclaredAxes(axes=data.axes, spacing_mm=data.spacing_mm)
+            max_bytes = int(data.max_volume_gb * _GB)
+            return OpenedData(cohort, _used(cohort, {"": listing}), store, cache, declared, max_bytes)
         case NpzData():
             location = Location.parse(data.table)
             store = ObjectStore(location.parent, s3_options(config))
             info = store.head(location.name)
-            cohort = load_npz_cohort(cache.fetch(store, info), data.classes, patients=data.patient, name=data.table)
+            cohort = load_npz_cohort(
+                cache.fetch(store, info), data.classes, patients=data.patient, item_axes=data.axes, name=data.table
+            )
             # the arrays are as new as their file: another file under the same path is another cohort
             cohort.samples["etag"] = info.etag
             infos = dict.fromkeys(cohort.samples["relative"].unique(), info)
+            declared = DeclaredAxes(axes=data.axes, spacing_mm=data.spacing_mm)
+            max_bytes = int(data.max_volume_gb * _GB)
+            modality: Modality = "image" if data.is_image else "volume"
+            return OpenedData(cohort, infos, store, cache, declared, max_bytes, modality)
+        case CsvData() | FolderData():
+            return _open_images(config, data, cache, keep_listing=keep_listing)
         case _:
             assert_never(data)
-    return OpenedData(cohort, infos, store, cache, declared, max_bytes)
+
+
+def _open_images(
+    config: StudyConfig, data: CsvData | FolderData, cache: StagingCache, *, keep_listing: bool
+) -> OpenedData:
+    places = data.files if isinstance(data.files, dict) else {"": data.files}
+    stores = {str(part): ObjectStore(Location.parse(place), s3_options(config)) for part, place in places.items()}
+    store = _one_store(list(stores.values()))
+    listings = {
+        part: load_key_manifest(folder, cache_dir=cache.dir, refresh=data.refresh_listing, write=keep_listing)
+        for part, folder in stores.items()
+    }
+    if isinstance(data, CsvData):
+        cohort = _open_csv(config, data, listings, cache)
+    else:
+        cohort = load_image_folders(
+            listings[""],
+            classes=data.classes,
+            has_split_folders=config.folds is None and not isinstance(data.split, FractionsSplit),
+            split=_drawn_split(data.split),
+            patient_pattern=data.patient_pattern,
+            ignore=data.ignore,
+            name=data.files,
+        )
+    max_bytes = int(data.max_image_mb * _MB)
+    return OpenedData(cohort, _used(cohort, listings), store, cache, DeclaredAxes(), max_bytes, "image")
+
+
+def _one_store(stores: Sequence[ObjectStore]) -> ObjectStore:
+    """The store that fetches from all folders: a bucket answers for every folder in it, and local files need none.
+
+    Raises:
+        LocationError: the folders lie in several buckets.
+    """
+    remote = {(store.root.scheme, store.root.bucket): store for store in stores if not store.root.is_local}
+    if len(remote) > 1:
+        named = ", ".join(str(store.root) for store in remote.values())
+        raise LocationError(f"data.files: the folders of one study lie in one bucket; got {named}. Copy them into one.")
+    return next(iter(remote.values()), stores[0])
+
+
+def _used(cohort: Cohort, listings: Mapping[str, Sequence[ObjectInfo]]) -> dict[str, ObjectInfo]:
+    """The file of each `relative` of the cohort; with a folder for each split, its name stands before the path."""
+    used = set(cohort.samples["relative"])
+    named = (
+        (f"{part}/{info.relative}" if part else info.relative, info)
+        for part, listing in listings.items()
+        for info in listing
+    )
+    return {relative: info for relative, info in named if relative in used}
+
+
+def _drawn_split(split: FractionsSplit | ValFractionSplit | None) -> FractionSplit | ValFraction | None:
+    match split:
+        case FractionsSplit():
+            return FractionSplit(split.fractions, split.seed)
+        case ValFractionSplit():
+            return ValFraction(split.val_fraction, split.seed)
+        case None:
+            return None
+
+
+def _open_csv(
+    config: StudyConfig, data: CsvData, listings: Mapping[str, Sequence[ObjectInfo]], cache: StagingCache
+) -> Cohort:
+    def fetch(location: str) -> Path:
+        return fetch_file(location, s3_options(config), cache)
+
+    split: str | FractionSplit | ValFraction | dict[str, Path] | None
+    if config.folds is not None:
+        split = None
+    elif isinstance(data.split, dict):
+        split = {str(name): fetch(location) for name, location in data.split.items()}
+    else:
+        split = data.split if isinstance(data.split, str) else _drawn_split(data.split)
+    is_each = isinstance(data.table, dict)
+    tables = data.table if isinstance(data.table, dict) else {"": data.table}
+    paths = {str(part): fetch(place) for part, place in tables.items()}
+    names = {str(part): place for part, place in tables.items()}
+    return load_image_table(
+        paths if is_each else paths[""],
+        listings if isinstance(data.files, dict) else listings[""],
+        image=data.image,
+        label=data.label,
+        classes=data.classes,
+        split=split,
+        label_map=data.label_map,
+        patient=data.patient,
+        where=data.where,
+        domains=data.domains,
+        table_names=names if is_each else names[""],
+    )
 
 
 def _open_participants(

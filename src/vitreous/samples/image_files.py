@@ -1,0 +1,91 @@
+"""Which file an image id of a table means: extensions left out, other extensions, folders in between."""
+
+import posixpath
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from vitreous.samples.identifiers import spelling_key
+from vitreous.storage.location import ObjectInfo
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+
+
+def is_image_name(path: str) -> bool:
+    """Whether the extension, in any case, is one of an image."""
+    return posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def without_suffix(path: str) -> str:
+    """The path without an image's extension; other endings (``scan.v2``) belong to the name.
+
+    >>> without_suffix("a/IDRiD_001.JPG"), without_suffix("scan.v2")
+    ('a/IDRiD_001', 'scan.v2')
+    """
+    return posixpath.splitext(path)[0] if is_image_name(path) else path
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """What became of the ids of a table.
+
+    Args:
+        relative: path below the folder of each id that has one file.
+        several: id → the files that it may mean.
+        renamed: ids whose file has another extension than the table says.
+        unused: image files that no id means.
+    """
+
+    relative: dict[str, str]
+    several: dict[str, list[str]]
+    renamed: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def find_images(identifiers: Iterable[str], listing: Sequence[ObjectInfo]) -> FoundImages:
+    """The file of each id: the path as written, else with an image's extension, else by name in any folder below.
+
+    Args:
+        listing: what lies below the folder of the images.
+    """
+    paths = {info.relative for info in listing}
+    images = sorted(filter(is_image_name, paths))
+    ways = [_group(images, key_of) for key_of in (without_suffix, posixpath.basename, _name_without_suffix)]
+    found: dict[str, str] = {}
+    several: dict[str, list[str]] = {}
+    renamed: list[str] = []
+    for identifier in dict.fromkeys(identifiers):
+        path = posixpath.normpath(identifier.replace("\\", "/").lstrip("/")) if identifier else ""
+        if path in paths:
+            found[identifier] = path
+            continue
+        keys = [without_suffix(path), path, without_suffix(path)]
+        if "/" in path:
+            keys = keys[:1]  # the table names the folder
+        files: list[str] = next((way[key] for way, key in zip(ways, keys) if key in way), [])
+        if len(files) > 1:
+            several[identifier] = files
+        elif files:
+            found[identifier] = files[0]
+            if is_image_name(path) and posixpath.splitext(files[0])[1] != posixpath.splitext(path)[1]:
+                renamed.append(identifier)
+    used = set(found.values()).union(*several.values())
+    return FoundImages(found, several, tuple(renamed), tuple(path for path in images if path not in used))
+
+
+def match_names(missing: Iterable[str], files: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs (id without a file, file without an id) whose names differ only in zeros, separators or case."""
+    by_key = {spelling_key(_name_without_suffix(path)): path for path in sorted(files, reverse=True)}
+    keys = ((identifier, spelling_key(_name_without_suffix(identifier))) for identifier in dict.fromkeys(missing))
+    return [(identifier, by_key[key]) for identifier, key in keys if key in by_key]
+
+
+def _name_without_suffix(path: str) -> str:
+    return without_suffix(posixpath.basename(path))
+
+
+def _group(images: Sequence[str], key_of: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for path in images:
+        groups[key_of(path)].append(path)
+    return groups

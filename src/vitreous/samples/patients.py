@@ -1,0 +1,59 @@
+"""Whose each sample is: ids written one way, and no patient in two splits or with two labels."""
+
+import pandas as pd
+
+from vitreous.core.finding import Finding
+from vitreous.samples.identifiers import find_spelling_variants
+from vitreous.samples.problems import Problems, examples
+
+
+def check_ids(ids: pd.Series, problems: Problems) -> None:
+    """Note ids that are empty, and groups of ids that differ only in spelling.
+
+    Args:
+        ids: one a row; the index names the line.
+    """
+    if len(empty := ids.index[ids == ""]):
+        problems.add(f"lines {examples(empty)} have no patient id; fill it in or remove them.")
+    lines = {identifier: str(line) for line, identifier in ids.drop_duplicates().items()}
+    variants = find_spelling_variants(identifier for identifier in lines if identifier)
+    if variants:
+        named = [" / ".join(f"{one} (line {lines[one]})" for one in group) for group in variants]
+        problems.add(
+            f"{len(variants)} groups of ids differ only in spelling and may be one patient: "
+            f"{'; '.join(named[:10])}{' …' if len(named) > 10 else ''}. Write each patient's id one way."
+        )
+
+
+def check_agreement(samples: pd.DataFrame, problems: Problems, remedy: str = "") -> None:
+    """Note patients whose items stand in different splits or have different labels.
+
+    Args:
+        samples: ``patient_id``, ``split``, ``y``; rows with an empty id are passed over.
+        remedy: a sentence that ends what is noted.
+    """
+    known = samples.loc[samples["patient_id"] != ""]
+    for column, what in (("split", "splits"), ("y", "labels")):
+        several = known.groupby("patient_id")[column].nunique()
+        contradictory = several.index[several > 1]
+        if len(contradictory):
+            problems.add(
+                f"{len(contradictory)} patients have items with different {what}: {examples(contradictory)}."
+                f"{f' {remedy}' if remedy else ''}"
+            )
+
+
+def patients_are_rows(name: str, remedy: str) -> Finding:
+    """What is said where there are no patient ids.
+
+    Args:
+        name: of the table or folder.
+        remedy: how to give them.
+    """
+    return Finding(
+        "patients_are_rows",
+        "warning",
+        "There are no patient ids: every item counts as a patient of its own, and every number carries a banner.",
+        f"{name}: intervals are too narrow if patients have several items",
+        remedy,
+    )
