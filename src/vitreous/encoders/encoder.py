@@ -42,8 +42,8 @@ class Backbone(Protocol):
     """What a family's module offers besides being an `nn.Module`.
 
     It is a stem, `num_blocks` blocks and an end; training may freeze the stem and the first blocks, and then start at
-    any block from what entered it. ``forward(x)`` equals ``finish(run_blocks(embed(x), 0, num_blocks))``. An image comes
-    as a volume of one slice.
+    any block from what entered it. ``forward(x)`` equals ``finish(run_blocks(embed(x), 0, num_blocks))``. An image
+    comes as a volume of one slice.
 
     Args:
         width: D of the tokens.
@@ -118,13 +118,17 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the input's channels or size are not those of the spec.
         """
+        self.check_input(x_BCDHW)
+        return self.split(self.backbone(x_BCDHW))
+
+    def check_input(self, x_BCDHW: torch.Tensor) -> None:
+        """Raise ValueError unless the input has the channels and size of the spec."""
         expected = (self.spec.channels, *self.spec.size_DHW)
         if x_BCDHW.ndim != 5 or tuple(x_BCDHW.shape[1:]) != expected:
             raise ValueError(
                 f"this encoder takes volumes of shape (B, {', '.join(map(str, expected))}); got "
                 f"{tuple(x_BCDHW.shape)}. Preprocess them by encoder.spec."
             )
-        return self.split(self.backbone(x_BCDHW))
 
     def split(self, tokens_BND: torch.Tensor) -> Tokens:
         """Prefix tokens apart from those of the grid, in float32 unless the backbone works in float64."""

@@ -91,22 +91,29 @@ class PixelModel(nn.Module):
 
         The number of blocks where none trains: what enters the encoder's end is then fixed.
         """
-        return min(max(min(self._trained(), default=self.backbone.num_blocks + 1) - 1, 0), self.backbone.num_blocks)
+        return self._first_block(trained_depths(self))
 
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) of inputs that were prepared by ``encoder.spec``."""
-        if 0 in self._trained():
-            return self.run_suffix(self.backbone.embed(x_BCDHW), 0)
-        first = self.first_trainable_block
-        return self.run_suffix(self.run_prefix(x_BCDHW, first), first)
+        """Logits (B, C) of inputs that were prepared by ``encoder.spec``.
+
+        Raises:
+            ValueError: the input's channels or size are not those of the spec.
+        """
+        trained = trained_depths(self)  # walks all parameters: once a pass
+        first = self._first_block(trained)
+        if 0 not in trained:
+            return self._run_trained(self.run_prefix(x_BCDHW, first), first)
+        self.encoder.check_input(x_BCDHW)
+        return self._run_trained(self.backbone.embed(x_BCDHW), 0)
 
     def run_prefix(self, x_BCDHW: torch.Tensor, block: int) -> torch.Tensor:
         """What enters `block` (the number of blocks: what enters the end), without gradients and in eval mode.
 
         Raises:
-            ValueError: there is no such block.
+            ValueError: there is no such block, or the input's channels or size are not those of the spec.
         """
         self._check_block(block)
+        self.encoder.check_input(x_BCDHW)
         with torch.no_grad(), self._evaluating(block):
             return self.backbone.run_blocks(self.backbone.embed(x_BCDHW), 0, block)
 
@@ -123,6 +130,16 @@ class PixelModel(nn.Module):
         if block < first:
             with torch.no_grad():
                 hidden = self.backbone.run_blocks(hidden, block, first)
+        return self._run_trained(hidden, first)
+
+    def train(self, mode: bool = True) -> "PixelModel":
+        """Training mode for what trains; what is frozen stays in eval mode."""
+        super().train(mode)
+        if mode:
+            freeze_modes(self)
+        return self
+
+    def _run_trained(self, hidden: torch.Tensor, first: int) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             for index in range(first, self.backbone.num_blocks):
                 hidden = self._run_checkpointed(hidden, index)
@@ -132,15 +149,8 @@ class PixelModel(nn.Module):
         logits_BC: torch.Tensor = self.head(pool_tokens(tokens, self.pooling, self.coarse_grid))
         return logits_BC
 
-    def train(self, mode: bool = True) -> "PixelModel":
-        """Training mode for what trains; what is frozen stays in eval mode."""
-        super().train(mode)
-        if mode:
-            freeze_modes(self)
-        return self
-
-    def _trained(self) -> set[int]:
-        return trained_depths(self)
+    def _first_block(self, trained: set[int]) -> int:
+        return min(max(min(trained, default=self.backbone.num_blocks + 1) - 1, 0), self.backbone.num_blocks)
 
     def _check_block(self, block: int) -> None:
         if not 0 <= block <= self.backbone.num_blocks:
