@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM taken at a moment when the state of a training is whole."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppedBySignal(BaseException):
+    """Leaves the training; whoever was to be told of the signal is told after it."""
+
+
+class Interrupts:
+    """Says whether a signal has arrived. Made by :func:`deferred_interrupts`."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._owner = os.getpid()
+
+    def receive(self, signum: int, frame: FrameType | None) -> None:
+        """The handler: a first signal waits for :meth:`check`, a second one does not."""
+        if os.getpid() != self._owner:  # a worker process, which the training ends itself
+            return
+        if self.signum is not None:
+            raise StoppedBySignal
+        self.signum = signum
+
+    def check(self, save: Callable[[], None] | None = None) -> None:
+        """Stop here if a signal has arrived, after `save`.
+
+        Raises:
+            StoppedBySignal: one has.
+        """
+        if self.signum is not None:
+            if save is not None:
+                save()
+            raise StoppedBySignal
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Interrupts]:
+    """Take SIGINT and SIGTERM; what handled them before handles the one that arrived, after the block.
+
+    Signals that are ignored stay so. Outside the main thread, where Python takes no signals, nothing changes.
+
+    Raises:
+        KeyboardInterrupt: a signal arrived, and its handler did not raise.
+    """
+    interrupts = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    # a handler that was not installed from Python is None, and cannot be put back
+    previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    taken = {signum: handler for signum, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for signum in taken:
+            signal.signal(signum, interrupts.receive)
+        yield interrupts
+    except BaseException:
+        if interrupts.signum is None:
+            raise
+    finally:
+        for signum, handler in taken.items():
+            signal.signal(signum, handler)
+    if interrupts.signum is not None:
+        signal.raise_signal(interrupts.signum)
+        raise KeyboardInterrupt

@@ -1,0 +1,117 @@
+"""Logits of a pixel model, and what they are worth on val.
+
+Axes: N row, B row of a batch, C class.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vitreous.core.errors import RunError
+from vitreous.core.input_spec import AnySpec
+from vitreous.core.predictions import Predictions
+from vitreous.core.undefined import Undefined
+from vitreous.evidence.scores import score_predictions
+from vitreous.inputs.prepare import finish_input
+from vitreous.recipes.batches import batch_bounds
+from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows
+from vitreous.recipes.pixel_model import PixelModel
+from vitreous.recipes.pixel_settings import PixelSet, Precision
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def predict_pixels(
+    model: PixelModel,
+    data: PixelSet,
+    *,
+    batch_size: int,
+    device: str,
+    precision: Precision,
+    workers: int = 0,
+) -> npt.NDArray[np.float64]:
+    """Logits (N, C) of every row in order, nothing augmented; the model is left on `device` and in eval mode.
+
+    Args:
+        batch_size: part of the result's last bits.
+        precision: fp32 is the model's own; bf16 computes matrix products in it.
+
+    Raises:
+        RunError: logits that are not finite.
+    """
+    model.to(device)
+    loader = InputLoader(PreparedRows(data), workers=workers, is_pinned=torch.device(device).type == "cuda")
+    finish = input_finisher(model, data.spec, device)
+    return run_batches(
+        model, lambda x: model(finish(x)), loader.load(plain_batches(len(data), batch_size)), precision=precision
+    )
+
+
+def run_batches(
+    model: PixelModel,
+    forward: Forward,
+    batches: Iterable[torch.Tensor],
+    *,
+    precision: Precision,
+    after_batch: Callable[[], None] = lambda: None,
+) -> npt.NDArray[np.float64]:
+    """Logits (N, C) in eval mode, in which the model is left.
+
+    Args:
+        after_batch: called after each.
+
+    Raises:
+        RunError: logits that are not finite.
+    """
+    model.eval()
+    logits = []
+    with torch.no_grad(), autocast(model, precision):
+        for x_B in batches:
+            logits.append(forward(x_B))
+            after_batch()
+    logits_NC = torch.cat(logits).to("cpu", torch.float64).numpy()
+    if broken := int((~np.isfinite(logits_NC)).any(axis=1).sum()):
+        raise RunError(
+            f"the logits of {broken} of {len(logits_NC)} rows are NaN or infinite. "
+            "Lower lr_head and lr_encoder, lengthen warmup_epochs, or set precision: fp32."
+        )
+    return logits_NC
+
+
+def score_logits(logits_NC: npt.NDArray[np.float64], data: PixelSet, metric: str) -> float:
+    """The metric per participant (mean probability over the participant's rows).
+
+    Raises:
+        RunError: it is undefined on these rows.
+    """
+    names = tuple(str(c) for c in range(logits_NC.shape[1]))
+    rows = np.arange(len(data)).astype(np.str_)
+    patients = Predictions(rows, data.patient_id_N, data.y_N, logits_NC, names).per_patient()
+    score = score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)[metric]
+    if isinstance(score, Undefined):
+        raise RunError(f"{metric} on val is undefined: {score.reason}. Monitor another metric or change the split.")
+    return round(score, 12)  # equal recalls summed in another order must tie
+
+
+def plain_batches(num_rows: int, batch_size: int) -> list[list[Key]]:
+    """Every row in order, unchanged; always the same batches."""
+    return [[(row, None) for row in range(start, stop)] for start, stop in batch_bounds(num_rows, batch_size)]
+
+
+def input_finisher(model: PixelModel, spec: AnySpec, device: str | torch.device) -> Forward:
+    """From a stacked batch of prepared inputs to what the model takes, on the device and in the model's precision."""
+    weight = next(model.head.parameters())
+
+    def finish(x_BCDHW: torch.Tensor) -> torch.Tensor:
+        finished = finish_input(x_BCDHW.to(device, non_blocking=True), spec)
+        return finished.double() if weight.dtype == torch.float64 else finished
+
+    return finish
+
+
+def autocast(model: PixelModel, precision: Precision) -> torch.autocast:
+    """bf16 matrix products where asked for."""
+    place = next(model.head.parameters()).device.type
+    return torch.autocast(place, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,369 @@
+"""One stage of a training on pixels: its epochs, what an epoch learns from, how it is judged, what is kept.
+
+It knows nothing of the engine that steps through it; `pixel_module` hands it to Lightning.
+
+Axes: N row of a set, B row of a batch, C class (of targets) or channel (of input), D slice, H row of pixels, W column.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vitreous.core.errors import RunError
+from vitreous.core.progress import Advance
+from vitreous.core.streams import stream_seed, torch_stream
+from vitreous.inputs.mixing import mix_batch
+from vitreous.recipes.early_stopping import EarlyStopping
+from vitreous.recipes.ema import WeightAverage
+from vitreous.recipes.feature_set import FeatureSet
+from vitreous.recipes.interrupts import Interrupts
+from vitreous.recipes.pixel_checkpoints import Snapshot, TrainingState, copy_to_cpu, model_tensors, write_state
+from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows, View
+from vitreous.recipes.pixel_losses import row_losses
+from vitreous.recipes.pixel_model import PixelModel
+from vitreous.recipes.pixel_prediction import autocast, input_finisher, plain_batches, run_batches, score_logits
+from vitreous.recipes.pixel_sampling import Batch, count_steps, draw_rows, split_epoch
+from vitreous.recipes.pixel_settings import FitSettings, PixelSet, Precision, StageSettings
+from vitreous.recipes.prefix_cache import KeptPrefix, keep_prefix, kept_dtype, remove_prefix
+from vitreous.recipes.schedule import cosine_with_warmup
+from vitreous.recipes.trainable import parameter_groups
+
+_BATCHES_BETWEEN_LOOKS = 50  # at the losses of an accelerator, which has to finish them first
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What all stages share.
+
+    Args:
+        weight_N: what each training row counts in the loss, class weights included.
+        fingerprint: of everything that decides the result.
+    """
+
+    model: PixelModel
+    train: PixelSet
+    val: PixelSet
+    settings: FitSettings
+    labels: FeatureSet
+    weight_N: npt.NDArray[np.float64]
+    val_weight_N: npt.NDArray[np.float64]
+    num_classes: int
+    metric: str
+    seed: int
+    device: str
+    precision: Precision
+    workers: int
+    state_dir: Path
+    fingerprint: str
+    interrupts: Interrupts
+
+
+class PixelStage:
+    """A stage under way.
+
+    Args:
+        state: where the training stands; kept up to date.
+        trained: names of the parameters that train in this stage or trained before.
+        is_cached: whether the frozen prefix is kept; training then starts behind it.
+    """
+
+    def __init__(
+        self, fit: Fit, stage: StageSettings, state: TrainingState, trained: Sequence[str], *, is_cached: bool
+    ) -> None:
+        self.fit = fit
+        self.stage = stage
+        self.state = state
+        self._trained = trained
+        self._is_cached = is_cached
+        self._block = fit.model.first_trainable_block
+        self._train_prefix: KeptPrefix | None = None
+        self._val_prefix: KeptPrefix | None = None
+        self._pending: list[torch.Tensor] = []
+        self.steps_per_epoch = count_steps(len(fit.train), stage.batch_size, fit.settings.accumulate)
+        self._num_warmup_steps = stage.num_warmup_epochs(fit.settings.warmup_epochs) * self.steps_per_epoch
+        self.num_batches = len(self._split_epoch(0))  # as many in every epoch
+        pinned = torch.device(fit.device).type == "cuda"
+        augment_settings = fit.settings.augment if fit.settings.is_augmenting else None
+        rows = PreparedRows(fit.train, augment_settings=augment_settings, seed=fit.seed, stage=state.stage)
+        self._train_loader = InputLoader(rows, workers=fit.workers, is_pinned=pinned)
+        self._val_loader = InputLoader(PreparedRows(fit.val), workers=fit.workers, is_pinned=pinned)
+        self._finish = input_finisher(fit.model, fit.train.spec, fit.device)
+        self.ema: WeightAverage | None = None
+        self._optimizer: torch.optim.AdamW
+        self._peaks: list[float] = []
+
+    # ---- what an epoch learns from
+
+    def remaining_batches(self) -> list[Batch]:
+        """Batches of the epoch that is under way which were not done before an interruption."""
+        return self._split_epoch(self.state.epoch)[len(self.state.losses) :]
+
+    def load(self, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
+        """What the model takes for each: prepared inputs, or hidden states where the prefix is kept."""
+        if self._train_prefix is not None:
+            view = self.state.epoch % max(self.fit.settings.num_views, 1)
+            for batch in batches:
+                yield self._train_prefix.take(batch.rows_B, view)
+            return
+        view_of_epoch = self._view(self.state.epoch)
+        yield from self._train_loader.load([[(int(row), view_of_epoch) for row in b.rows_B] for b in batches])
+
+    def loss(self, x_B: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The batch's share of the mean loss over its optimiser step; the sum of its weighted losses is noted."""
+        fit, state = self.fit, self.state
+        torch.manual_seed(stream_seed(fit.seed, "pixel step", state.stage, state.epoch, batch.index))
+        # the weight goes along as one more target, so that it is mixed as the targets are
+        targets_BC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.train.y_N[batch.rows_B])]
+        weight_B1 = torch.from_numpy(fit.weight_N[batch.rows_B])[:, None]
+        both = torch.cat([targets_BC, weight_B1], dim=1).to(self._dtype).to(x_B.device, non_blocking=True)
+        if self._train_prefix is not None:
+            logits_BC = fit.model.run_suffix(x_B.to(self._train_prefix.dtype), self._block)
+        else:
+            x_B = self._finish(x_B)
+            if fit.settings.is_mixing:
+                chance = torch_stream(fit.seed, "pixel mix", state.stage, state.epoch, batch.index)
+                x_B, both = mix_batch(x_B, both, mixup=fit.settings.mixup, cutmix=fit.settings.cutmix, generator=chance)
+            logits_BC = fit.model(x_B)
+        losses_B = row_losses(logits_BC.to(self._dtype), both[:, :-1], fit.settings)
+        total = (losses_B * both[:, -1]).sum()
+        self._pending.append(total.detach())
+        return total * batch.scale
+
+    # ---- how far it moves
+
+    def _learning_rate_factor(self, step: int) -> float:
+        if self.fit.settings.schedule == "constant":
+            return min(1.0, (step + 1) / self._num_warmup_steps) if self._num_warmup_steps else 1.0
+        num_steps = self.stage.epochs * self.steps_per_epoch
+        return cosine_with_warmup(step, num_steps=num_steps, num_warmup_steps=self._num_warmup_steps)
+
+    def after_batch(self, batch: Batch) -> None:
+        """Look at the losses, and stop here if a signal has arrived.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        is_cheap = self._pending[-1].device.type == "cpu"
+        if is_cheap or batch.index == self.num_batches - 1 or len(self._pending) >= _BATCHES_BETWEEN_LOOKS:
+            self._look_at_losses()
+        if batch.ends_step:
+            self.fit.interrupts.check(self.save)
+
+    def build_optimizer(self) -> torch.optim.AdamW:
+        """AdamW as the state left it, and the running mean of the weights; the model lies where it trains."""
+        fit, state = self.fit, self.state
+        groups = parameter_groups(
+            fit.model,
+            lr_head=self.stage.lr_head,
+            lr_encoder=self.stage.lr_encoder,
+            layer_decay=fit.settings.layer_decay,
+            weight_decay=fit.settings.weight_decay,
+        )
+        self._peaks = [group["lr"] for group in groups]
+        self._optimizer = torch.optim.AdamW(groups, fused=torch.device(fit.device).type in ("cpu", "cuda"))
+        if state.optimizer is not None:
+            self._optimizer.load_state_dict(state.optimizer)
+        if fit.settings.ema is not None:
+            done = state.epoch * self.steps_per_epoch - (-len(state.losses) // fit.settings.accumulate)
+            self.ema = WeightAverage(fit.settings.ema, self.parameters, mean=state.ema, num_updates=done)
+        return self._optimizer
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What trains, by name."""
+        return {name: parameter for name, parameter in self.fit.model.named_parameters() if parameter.requires_grad}
+
+    def set_learning_rates(self, batch: Batch) -> None:
+        """Those of the optimiser step that the batch ends."""
+        factor = self._learning_rate_factor(self.state.epoch * self.steps_per_epoch + batch.step)
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+
+    # ---- how it is judged
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether all batches of the epoch under way are done, and only its validation is missing."""
+        return len(self.state.losses) == self.num_batches
+
+    def finish_epoch(self) -> None:
+        """Validate, note the epoch, keep the weights if they are the best, write the state."""
+        fit, state = self.fit, self.state
+        try:
+            if self.ema is None:
+                score, val_loss = self._validate()
+                weights = None
+            else:
+                with self.ema.in_place():
+                    score, val_loss = self._validate()
+                    weights = model_tensors(fit.model, self._trained)
+        except BaseException:
+            # the batches are done; only what they came to is still unknown
+            fit.interrupts.check(self.save)
+            raise
+        factor = self._learning_rate_factor((state.epoch + 1) * self.steps_per_epoch - 1)
+        has_encoder = any(parameter.requires_grad for parameter in fit.model.encoder.parameters())
+        state.history.append(
+            {
+                "stage": state.stage + 1,
+                "epoch": state.epoch + 1,
+                "lr_head": self.stage.lr_head * factor,
+                "lr_encoder": self.stage.lr_encoder * factor if has_encoder else 0.0,
+                "train_loss": self._train_loss(),
+                "val_loss": val_loss,
+                f"val_{fit.metric}": score,
+            }
+        )
+        state.losses.clear()
+        state.epoch += 1
+        if state.best is None or score > state.best.score:
+            weights = model_tensors(fit.model, self._trained) if weights is None else weights
+            state.best = Snapshot(state.stage, state.epoch, score, copy_to_cpu(weights))
+        self.save()
+        fit.interrupts.check()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done or patience has run out."""
+        if self.state.epoch == self.stage.epochs:
+            return True
+        stopping = EarlyStopping(1, self.stage.patience, self.fit.settings.min_delta)
+        rows = [row for row in self.state.history if row["stage"] == self.state.stage + 1]
+        ends = [
+            stopping.update(np.zeros(1, np.int64), row["epoch"], np.array([row[f"val_{self.fit.metric}"]]))[1].item()
+            for row in rows
+        ]
+        return bool(ends and ends[-1])
+
+    # ---- what is kept
+
+    def save(self) -> None:
+        """Write where the training stands; between two optimiser steps only."""
+        self._look_at_losses()
+        self.state.weights = model_tensors(self.fit.model, self._trained)
+        self.state.ema = None if self.ema is None else self.ema.mean
+        self.state.optimizer = self._optimizer.state_dict()
+        write_state(self.fit.state_dir, self.state, self.fit.fingerprint)
+
+    @property
+    def num_prefix_batches(self) -> int:
+        """Batches that :meth:`keep_prefixes` goes through; 0 where no prefix is kept."""
+        if not self._is_cached:
+            return 0
+        size, views = self.stage.batch_size, max(self.fit.settings.num_views, 1)
+        return len(plain_batches(len(self.fit.train), size)) * views + len(plain_batches(len(self.fit.val), size))
+
+    def keep_prefixes(self, advance: Advance) -> None:
+        """Compute what enters the first trained block, for train and val, unless it is kept already."""
+        self.fit.model.to(self.fit.device)
+        fit, views = self.fit, max(self.fit.settings.num_views, 1)
+        keys = [
+            [(row, self._view(view)) for row, _ in batch]
+            for view in range(views)
+            for batch in plain_batches(len(fit.train), self.stage.batch_size)
+        ]
+        self._train_prefix = self._keep("train", self._train_loader, keys, len(fit.train), views, advance)
+        val_keys = plain_batches(len(fit.val), self.stage.batch_size)
+        self._val_prefix = self._keep("val", self._val_loader, val_keys, len(fit.val), 1, advance)
+
+    def remove_prefixes(self) -> None:
+        """Remove the files of :meth:`keep_prefixes`."""
+        self._train_prefix = self._val_prefix = None
+        for split in ("train", "val"):
+            remove_prefix(self._prefix_path(split))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._train_loader.close()
+        self._val_loader.close()
+
+    # ----
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if next(self.fit.model.head.parameters()).dtype == torch.float64 else torch.float32
+
+    def _split_epoch(self, epoch: int) -> list[Batch]:
+        fit = self.fit
+        rows = draw_rows(fit.settings.sampler, fit.labels, seed=fit.seed, stage=self.state.stage, epoch=epoch)
+        return split_epoch(rows, fit.weight_N, batch_size=self.stage.batch_size, accumulate=fit.settings.accumulate)
+
+    def _view(self, epoch: int) -> View:
+        if not self.fit.settings.is_augmenting:
+            return None
+        views = self.fit.settings.num_views
+        return ("view", epoch % views) if views and self._block else (epoch,)
+
+    def _look_at_losses(self) -> None:
+        if not self._pending:
+            return
+        first = len(self.state.losses)
+        losses = torch.stack(self._pending).double().tolist()
+        self._pending.clear()
+        for position, loss in enumerate(losses, start=first):
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the training loss became {loss} in stage {self.state.stage + 1}, epoch {self.state.epoch + 1}, "
+                    f"batch {position + 1} of {self.num_batches}. Lower lr_head ({self.stage.lr_head:g}) and "
+                    f"lr_encoder ({self.stage.lr_encoder:g}), lengthen warmup_epochs, or set clip_norm."
+                )
+        self.state.losses.extend(losses)
+
+    def _train_loss(self) -> float:
+        weights = [self.fit.weight_N[batch.rows_B].sum() for batch in self._split_epoch(self.state.epoch)]
+        return math.fsum(self.state.losses) / math.fsum(weights)
+
+    def _validate(self) -> tuple[float, float]:
+        fit = self.fit
+        batches = plain_batches(len(fit.val), self.stage.batch_size)
+        kept = self._val_prefix
+        if kept is None:
+            logits_NC = run_batches(
+                fit.model,
+                lambda x: fit.model(self._finish(x)),
+                self._val_loader.load(batches),
+                precision=fit.precision,
+                after_batch=fit.interrupts.check,
+            )
+        else:
+            logits_NC = run_batches(
+                fit.model,
+                lambda x: fit.model.run_suffix(x.to(fit.device, kept.dtype), self._block),
+                (kept.take(np.array([row for row, _ in batch]), 0) for batch in batches),
+                precision=fit.precision,
+                after_batch=fit.interrupts.check,
+            )
+        fit.model.train()
+        targets_NC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.val.y_N)]
+        losses_N = row_losses(torch.from_numpy(logits_NC), targets_NC, fit.settings).numpy()
+        val_loss = math.fsum(losses_N * fit.val_weight_N) / math.fsum(fit.val_weight_N)
+        return score_logits(logits_NC, fit.val, fit.metric), val_loss
+
+    def _keep(
+        self, split: str, loader: InputLoader, keys: list[list[Key]], rows: int, views: int, advance: Advance
+    ) -> KeptPrefix:
+        fit = self.fit
+
+        def after_batch() -> None:
+            advance()
+            fit.interrupts.check()
+
+        run: Callable[[torch.Tensor], torch.Tensor] = lambda x: fit.model.run_prefix(self._finish(x), self._block)  # noqa: E731
+        with torch.no_grad(), autocast(fit.model, fit.precision):
+            return keep_prefix(
+                self._prefix_path(split),
+                loader.load(keys),
+                run,
+                num_rows=rows,
+                num_views=views,
+                dtype=kept_dtype(fit.model, fit.precision),
+                after_batch=after_batch,
+            )
+
+    def _prefix_path(self, split: str) -> Path:
+        return self.fit.state_dir / f"prefix-stage{self.state.stage + 1}-{split}.bin"
