@@ -66,7 +66,7 @@ def test_numbers_in_cells_can_be_read_on_their_shade():
     """Oracle: the WCAG contrast ratio of text and cell colour, at least 4.5 for every share."""
     from matplotlib import colormaps
 
-    from vitreous.reports.figures import _readable_on
+    from vitreous.reports.figures import readable_on
 
     def luminance(rgb):
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
@@ -74,7 +74,7 @@ def test_numbers_in_cells_can_be_read_on_their_shade():
 
     for share in np.linspace(0, 1, 101):
         cell = colormaps["Blues"](share / 1.15)[:3]
-        light, dark = sorted([luminance(cell), {"white": 1.0, "black": 0.0}[_readable_on(cell)]], reverse=True)
+        light, dark = sorted([luminance(cell), {"white": 1.0, "black": 0.0}[readable_on(cell)]], reverse=True)
         assert (light + 0.05) / (dark + 0.05) > 4.5, share
 
 

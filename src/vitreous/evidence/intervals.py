@@ -165,8 +165,12 @@ def check_same_rows(named: dict[str, Predictions]) -> None:
                 raise ValueError(f"{name} and {first_name} are not about the same rows: {field} differs")
 
 
-def find_few_patients(predictions: Predictions) -> list[Finding]:
-    """Say so where a cohort is too small for its intervals to be taken at their word."""
+def find_few_patients(predictions: Predictions, cohort: str = "The test split", short: str = "test") -> list[Finding]:
+    """Say so where a cohort is too small for its intervals to be taken at their word.
+
+    Args:
+        cohort: its name at the start of a sentence; `short` before the word patients.
+    """
     patients, first = np.unique(predictions.patient_id_N, return_index=True)
     counts_C = np.bincount(predictions.y_true_N[first], minlength=len(predictions.classes))
     named = dict(zip(predictions.classes, counts_C.tolist(), strict=True))
@@ -174,12 +178,12 @@ def find_few_patients(predictions: Predictions) -> list[Finding]:
     evidence = f"{len(patients)} patients: " + ", ".join(f"{name} {count}" for name, count in named.items())
     remedy = "Read every interval as a lower bound of the uncertainty; test on more patients or pool folds."
     if len(patients) < MIN_PATIENTS:
-        title = f"The test split has {len(patients)} patients: too few for any interval (at least {MIN_PATIENTS})."
+        title = f"{cohort} has {len(patients)} patients: too few for any interval (at least {MIN_PATIENTS})."
     elif len(patients) < FEW_PATIENTS:
-        title = f"The test split has {len(patients)} patients: below {FEW_PATIENTS}, intervals come out too narrow."
+        title = f"{cohort} has {len(patients)} patients: below {FEW_PATIENTS}, intervals come out too narrow."
     elif few:
         title = (
-            f"Classes with fewer than {FEW_PATIENTS_PER_CLASS} test patients ({', '.join(few)}): "
+            f"Classes with fewer than {FEW_PATIENTS_PER_CLASS} {short} patients ({', '.join(few)}): "
             "their intervals come out too narrow."
         )
     else:

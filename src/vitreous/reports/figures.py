@@ -50,9 +50,9 @@ def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequenc
     totals_C = counts_CC.sum(axis=1)
     shares_CC = counts_CC / np.maximum(totals_C, 1)[:, None]  # an empty row has counts of 0 whatever the divisor
     side = 0.62 * num_classes + 1.7
-    labels = [_wrapped(name) for name in classes]
+    labels = [wrapped_name(name) for name in classes]
     shading = colormaps["Blues"]
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(side + 0.3, side), layout="constrained")
         axes = figure.add_subplot()
         edges = np.arange(num_classes + 1) - 0.5
@@ -68,13 +68,13 @@ def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequenc
         for true, predicted in np.ndindex(num_classes, num_classes):
             share = shares_CC[true, predicted]
             axes.text(predicted, true, f"{counts_CC[true, predicted]}\n{share:.0%}", ha="center", va="center",
-                      fontsize=8, color=_readable_on(shading(share / _DARKEST)))  # fmt: skip
+                      fontsize=8, color=readable_on(shading(share / _DARKEST)))  # fmt: skip
         right, total = int(np.trace(counts_CC)), int(counts_CC.sum())
         told = f"{right} of {total} on the diagonal. " + " ".join(
             f"{name}: {', '.join(f'{count} as {other}' for other, count in zip(classes, row) if count)}."
             for name, row in zip(classes, counts_CC.tolist(), strict=True) if sum(row)
         )  # fmt: skip
-        return _svg(figure, title or "Confusion matrix", told)
+        return svg_text(figure, title or "Confusion matrix", told)
 
 
 def training_curves_svg(
@@ -93,7 +93,7 @@ def training_curves_svg(
 
     if not histories or set(histories) != set(best_epochs):
         raise ValueError(f"histories of {list(histories)} with best epochs of {list(best_epochs)}")
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(6.6, 2.5), layout="constrained")
         losses, scores = figure.subplots(1, 2)
         for number, (label, history) in enumerate(histories.items()):
@@ -118,7 +118,7 @@ def training_curves_svg(
         told = "; ".join(
             f"{label}: {len(history)} epochs, epoch {best_epochs[label]} kept" for label, history in histories.items()
         )
-        return _svg(figure, title or "Training curves", told)
+        return svg_text(figure, title or "Training curves", told)
 
 
 def forest_plot_svg(leaderboard: Leaderboard) -> str:
@@ -127,7 +127,7 @@ def forest_plot_svg(leaderboard: Leaderboard) -> str:
 
     rows = list(leaderboard.rows)
     metric, title = leaderboard.metric, leaderboard.metric_title
-    with _style():
+    with drawing_style():
         figure = Figure(figsize=(6.8, 0.34 * len(rows) + 0.95), layout="constrained")
         axes = figure.add_subplot()
         _shade_floor(axes, [row for row in rows if row.is_floor], metric)
@@ -155,7 +155,7 @@ def forest_plot_svg(leaderboard: Leaderboard) -> str:
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.set_xlabel(f"{title} on test, {leaderboard.level:.0%} interval")
-        return _svg(figure, f"{title} of every row with its interval", "; ".join(told))
+        return svg_text(figure, f"{title} of every row with its interval", "; ".join(told))
 
 
 def _shade_floor(axes: "Axes", floors: Sequence[LeaderboardRow], metric: str) -> None:
@@ -168,26 +168,27 @@ def _shade_floor(axes: "Axes", floors: Sequence[LeaderboardRow], metric: str) ->
         axes.autoscale(enable=True, axis="x")
 
 
-def _readable_on(rgba: Sequence[float]) -> str:
+def readable_on(rgba: Sequence[float]) -> str:
     """White or black, whichever stands out more: at least 4.5 to 1 (relative luminance, WCAG 2.2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "white" if luminance < 0.179 else "black"
 
 
-def _wrapped(name: str) -> str:
+def wrapped_name(name: str) -> str:
     """A class name on at most three short lines, broken at spaces and underscores."""
     lines = textwrap.wrap(name.replace("_", " "), 18)
     return "\n".join(lines if len(lines) <= 3 else [*lines[:2], lines[2].rstrip()[:16] + " …"])
 
 
-def _style() -> Any:
+def drawing_style() -> Any:
+    """A context in which every figure is drawn."""
     import matplotlib as mpl
 
     return mpl.rc_context(cast("Any", _STYLE))
 
 
-def _svg(figure: "Figure", title: str, description: str) -> str:
+def svg_text(figure: "Figure", title: str, description: str) -> str:
     """SVG text without date, fonts or ids of its own that could clash with another figure's on one page."""
     import matplotlib as mpl
 
