@@ -127,8 +127,8 @@ def test_random_encoder_with_options() -> None:
     assert encoder.receipt.parameters == 5_726_740
     with pytest.raises(ConfigError, match=r"token_grid must divide the 64×64 map of a slice; got \(3, 3\)"):
         build_random_encoder("litemedsam", architecture={"token_grid": [3, 3]}, seed=3)
-    with pytest.raises(ConfigError, match="slices must have 256×256 pixels"):
-        build_random_encoder("litemedsam", architecture={}, seed=3, spec_override={"size": [8, 64, 64]})
+    with pytest.raises(ConfigError, match=r"token_grid must divide the 21×16 map of a slice; got \(8, 8\)"):
+        build_random_encoder("litemedsam", architecture={}, seed=3, spec_override={"size": [8, 84, 64]})
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_missing_layer_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_default_input_is_a_chest_window() -> None:
-    spec = RESNET3D.default_spec(ResNet3DArchitecture())
+    spec = RESNET3D.default_specs["volume"](ResNet3DArchitecture())
     assert (spec.size, spec.channels, spec.normalisation) == ((160, 224, 224), 3, ClipRange(low=-1000, high=200))
 
 

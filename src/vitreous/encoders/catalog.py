@@ -1,29 +1,33 @@
-"""The families of encoders, and the two ways to get one: from a checkpoint, or with random weights."""
+"""The families of encoders, and the ways to get one: from a checkpoint, from a family's own source, or random."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from vitreous.core.errors import CheckpointError, ConfigError
-from vitreous.core.input_spec import InputSpec
-from vitreous.core.streams import torch_stream
+from vitreous.core.input_spec import AnySpec, Modality
+from vitreous.encoders.assembly import Wanted, assemble, check_wanted, first_problem, initialise
 from vitreous.encoders.checkpoint import CheckpointFile, read_checkpoint
 from vitreous.encoders.distance import distance_from_random
-from vitreous.encoders.encoder import DTYPES, Backbone, Encoder, Precision, hash_weights
-from vitreous.encoders.family import Architecture, Family
+from vitreous.encoders.encoder import Encoder, Precision
+from vitreous.encoders.family import Family, Inferred
 from vitreous.encoders.family_litemedsam import LITEMEDSAM
 from vitreous.encoders.family_resnet3d import RESNET3D
+from vitreous.encoders.family_timm import TIMM
 from vitreous.encoders.family_vit3d import VIT3D
 from vitreous.encoders.matching import Selection, check_complete, select_tensors
-from vitreous.encoders.receipt import Receipt
 from vitreous.storage.files import fetch_file
 from vitreous.storage.staging import DEFAULT_CACHE, StagingCache
 
-FAMILIES: dict[str, Family] = {"vit3d": VIT3D, "litemedsam": LITEMEDSAM, "resnet3d": RESNET3D}
+FAMILIES: dict[str, Family] = {
+    "vit3d": VIT3D,
+    "litemedsam": LITEMEDSAM,
+    "resnet3d": RESNET3D,
+    "timm": TIMM,
+}
 
 
 def load_encoder(
@@ -32,13 +36,15 @@ def load_encoder(
     *,
     which: Literal["context", "target"] = "context",
     key_prefix: str | None = None,
-    spec: InputSpec | None = None,
+    modality: Modality | None = None,
+    spec: AnySpec | None = None,
     spec_override: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     device: str | torch.device = "cpu",
+    trainable: bool = False,
     **family_options: Any,
 ) -> Encoder:
-    """Read a checkpoint into a frozen encoder, or refuse it by name.
+    """Read a checkpoint into an encoder, or refuse it by name.
 
     Args:
         path: a .pt, .pth, .ckpt, .bin or .safetensors file; a path, or at ``s3://`` or ``gs://`` (the endpoint then
@@ -46,70 +52,83 @@ def load_encoder(
         family: a row of `FAMILIES`.
         which: of the two encoders that joint-embedding pretraining leaves in one file.
         key_prefix: what stands in front of the encoder's names, where the usual prefixes do not fit.
-        spec: replaces the family's InputSpec as a whole; the receipt says so.
-        spec_override: replaces single fields of the InputSpec; the receipt says so.
+        modality: what the encoder is given; None is the family's usual one.
+        spec: replaces the family's InputSpec or ImageSpec as a whole; the receipt says so.
+        spec_override: replaces single fields of it; the receipt says so.
         precision: of matrix products; tokens are float32 either way.
-        family_options: such as `img_size` of vit3d or `num_slices` of litemedsam.
+        trainable: weights take gradients, stay in float32 and keep their batch norms apart; else all is frozen.
+        family_options: such as `img_size` of vit3d or `model` of timm.
 
     Raises:
         CheckpointError: the file cannot be read safely, or not every tensor of the encoder is in it, or more is.
-        ConfigError: unknown family, option or InputSpec field.
+        ConfigError: unknown family, option or field of the input; modality or size that the family does not take.
 
     >>> encoder = load_encoder("multi_scanner.pt", "vit3d")  # doctest: +SKIP
     >>> encoder(volumes_BCDHW).tokens_BND.mean(1)  # doctest: +SKIP
     """
     row = _family(family)
-    _check_options(family, row, family_options)
+    wanted = check_wanted(family, row, modality, family_options, spec, spec_override, precision, device, trainable)
     file = read_checkpoint(fetch_file(str(path), cache=StagingCache(Path(DEFAULT_CACHE[0]), DEFAULT_CACHE[1])))
     role = _role(file, family, row, which)
-    selection = select_tensors(
+    training = {"training state": file.left_aside} if file.left_aside else {}
+    return _matched(
         file.tensors,
-        where=str(file.path),
-        anchor=row.anchor,
-        prefixes=row.prefixes[role],
-        rules=row.rules[role],
+        str(file.path),
+        wanted,
+        role=role,
         key_prefix=key_prefix,
-        wanted=f"{role} encoder of family {family}" if role != "only" else f"{family} encoder",
-    )
-    try:
-        inferred = row.infer(str(file.path), selection.tensors, file.config, family_options)
-    except ValidationError as error:
-        raise ConfigError(f"{file.path}: {_first_problem(error)}") from error
-    values = inferred.architecture.model_dump(mode="json")
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in row.build(inferred.architecture).state_dict().items()}
-    check_complete(str(file.path), selection, expected, values)
-
-    backbone = _initialised(row, inferred.architecture, seed=0)
-    distance = distance_from_random(selection.tensors, backbone.state_dict())
-    backbone.load_state_dict(selection.tensors, strict=True)
-    stored_bytes = sum(tensor.nbytes for tensor in selection.tensors.values())
-    return _finished(
-        backbone,
-        row,
-        family,
-        inferred.architecture,
-        spec,
-        spec_override,
-        precision,
-        device,
+        config=file.config,
+        ignored=training,
         facts={
             "origin": "checkpoint",
             "path": str(file.path),
             "file_sha256": file.sha256,
-            "which": role,
             "container": file.container,
-            "key_prefix": selection.prefix,
-            "tensors_matched": len(selection.tensors),
-            "tensors_total": len(expected),
-            "bytes_matched": stored_bytes,
-            "bytes_total": stored_bytes,
-            "inferred": {**values, "sources": inferred.sources},
-            "config": file.config,
             "facts": file.facts,
-            "ignored_by_rule": _ignored(file, selection),
-            "distance_from_random": distance,
         },
+    )
+
+
+def fetch_encoder(
+    name: str,
+    family: str,
+    *,
+    modality: Modality | None = None,
+    spec: AnySpec | None = None,
+    spec_override: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
+    device: str | torch.device = "cpu",
+    trainable: bool = False,
+    **family_options: Any,
+) -> Encoder:
+    """Published weights by their name at the family's own source, held to the same rules as a file.
+
+    Args:
+        name: for timm a name with or without a tag, such as ``vit_small_patch16_224.augreg_in21k_ft_in1k``.
+
+    Raises:
+        ConfigError: the family has no such source, or the source no such name.
+        StorageError: the weights could not be fetched.
+    """
+    row = _family(family)
+    if row.fetch is None:
+        having = ", ".join(known for known, other in FAMILIES.items() if other.fetch is not None)
+        raise ConfigError(f"family {family} has no source of published weights; {having} has. Give a checkpoint.")
+    if "model" in family_options:
+        raise ConfigError("`hub` names the model; leave the option model out.")
+    options = {"model": name, **family_options}
+    wanted = check_wanted(family, row, modality, options, spec, spec_override, precision, device, trainable)
+    _checked(row, options, name)
+    fetched = row.fetch(name)
+    return _matched(
+        fetched.tensors,
+        fetched.location,
+        wanted,
+        role="only",
+        key_prefix=None,
+        config={},
+        ignored={},
+        facts={"origin": f"hub {name}", "path": fetched.location, "file_sha256": None, "container": "", "facts": {}},
     )
 
 
@@ -118,10 +137,12 @@ def build_random_encoder(
     *,
     architecture: Mapping[str, Any],
     seed: int,
-    spec: InputSpec | None = None,
+    modality: Modality | None = None,
+    spec: AnySpec | None = None,
     spec_override: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     device: str | torch.device = "cpu",
+    trainable: bool = False,
     **family_options: Any,
 ) -> Encoder:
     """An untrained encoder; the same architecture and seed give the same weights.
@@ -134,29 +155,24 @@ def build_random_encoder(
         ConfigError: a field is unknown, missing or out of range, or stated twice differently.
     """
     row = _family(family)
-    _check_options(family, row, family_options)
+    wanted = check_wanted(family, row, modality, family_options, spec, spec_override, precision, device, trainable)
     try:
-        stated = row.architecture(**{**family_options, **architecture})
-        repeated = row.architecture(**{**architecture, **family_options})
+        stated = row.architecture(**{**wanted.options, **architecture})
+        repeated = row.architecture(**{**architecture, **wanted.options})
     except ValidationError as error:
-        raise ConfigError(f"architecture of a random {family} encoder: {_first_problem(error)}") from error
+        raise ConfigError(f"architecture of a random {family} encoder: {first_problem(error)}") from error
     if stated != repeated:
         raise ConfigError(f"architecture and options of a random {family} encoder disagree: {stated} and {repeated}.")
     try:
-        backbone = _initialised(row, stated, seed)
+        backbone = initialise(row, stated, seed)
     except ValueError as error:
         raise ConfigError(f"architecture of a random {family} encoder: {error}.") from error
     tensors = backbone.state_dict()
     total_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    return _finished(
+    return assemble(
         backbone,
-        row,
-        family,
         stated,
-        spec,
-        spec_override,
-        precision,
-        device,
+        wanted,
         facts={
             "origin": f"random, seed {seed}",
             "path": None,
@@ -176,62 +192,69 @@ def build_random_encoder(
     )
 
 
-def _finished(
-    backbone: nn.Module,
-    row: Family,
-    family: str,
-    architecture: Architecture,
-    spec: InputSpec | None,
-    spec_override: Mapping[str, Any] | None,
-    precision: Precision,
-    device: str | torch.device,
+def _matched(
+    stored: Mapping[str, torch.Tensor],
+    where: str,
+    wanted: Wanted,
     *,
-    facts: dict[str, Any],
+    role: str,
+    key_prefix: str | None,
+    config: dict[str, Any],
+    ignored: Mapping[str, tuple[str, ...]],
+    facts: Mapping[str, Any],
 ) -> Encoder:
-    own_spec = row.default_spec(architecture)
-    used_spec = _spec_in_force(family, own_spec, spec, spec_override)
-    if used_spec.channels != own_spec.channels:
-        raise ConfigError(
-            f"input.channels of family {family}: the weights take {own_spec.channels}; got {used_spec.channels}."
-        )
-    values = architecture.model_dump(mode="json")
-    weights_hash = hash_weights(family, values, backbone.state_dict())
-    prepared = cast(Backbone, backbone)
+    """Every tensor of the encoder from `stored`, and nothing left over but by rule."""
+    row, family = wanted.row, wanted.family
     try:
-        grid = prepared.grid_of(used_spec.size_DHW)
-    except ValueError as error:
-        raise ConfigError(f"input of family {family}: {error}.") from error
-    receipt = Receipt(
-        family=family,
-        weights_hash=weights_hash,
-        precision=precision,
-        spec=used_spec.model_dump(mode="json"),
-        spec_override=own_spec.model_dump(mode="json") if used_spec != own_spec else None,
-        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        **facts,
-    )
-    backbone.eval().requires_grad_(False)
-    prepared.set_precision(DTYPES[precision])
-    encoder = Encoder(
+        anchor = row.anchor if isinstance(row.anchor, str) else row.anchor(wanted.options)
+        selection = select_tensors(
+            stored,
+            where=where,
+            anchor=anchor,
+            prefixes=row.prefixes[role],
+            rules=row.rules[role],
+            key_prefix=key_prefix,
+            wanted=f"{role} encoder of family {family}" if role != "only" else f"{family} encoder",
+        )
+        inferred = row.infer(where, selection.tensors, config, wanted.options)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {first_problem(error)}") from error
+    selection = _converted(selection, inferred)
+    values = inferred.architecture.model_dump(mode="json")
+    with torch.device("meta"):
+        built = row.build(inferred.architecture).state_dict()
+    expected = {name.removeprefix(row.holder): tensor.shape for name, tensor in built.items()}
+    check_complete(where, selection, expected, values)
+
+    backbone = initialise(row, inferred.architecture, seed=0)
+    fresh = {name.removeprefix(row.holder): tensor for name, tensor in backbone.state_dict().items()}
+    distance = distance_from_random(selection.tensors, fresh)
+    backbone.load_state_dict({row.holder + name: tensor for name, tensor in selection.tensors.items()}, strict=True)
+    stored_bytes = sum(tensor.nbytes for tensor in selection.tensors.values())
+    return assemble(
         backbone,
-        grid,
-        used_spec,
-        receipt,
-        width=prepared.width,
-        family=family,
-        architecture=values,
-        weights_hash=weights_hash,
-        precision=precision,
+        inferred.architecture,
+        wanted,
+        facts={
+            "which": role,
+            "key_prefix": selection.prefix,
+            "tensors_matched": len(selection.tensors),
+            "tensors_total": len(expected),
+            "bytes_matched": stored_bytes,
+            "bytes_total": stored_bytes,
+            "inferred": {**values, "sources": inferred.sources},
+            "config": config,
+            "ignored_by_rule": {**selection.ignored, **ignored},
+            "distance_from_random": distance,
+            **facts,
+        },
     )
-    return encoder.eval().requires_grad_(False).to(device)
 
 
-def _initialised(row: Family, architecture: Architecture, seed: int) -> nn.Module:
-    with torch.device("meta"):  # spares the modules' own initialisation
-        backbone = row.build(architecture)
-    backbone.to_empty(device="cpu")
-    cast(Backbone, backbone).init_weights(torch_stream(seed, "random encoder"))
-    return backbone
+def _converted(selection: Selection, inferred: Inferred) -> Selection:
+    """The selection as the family's architecture reads it."""
+    tensors = selection.tensors if inferred.tensors is None else dict(inferred.tensors)
+    return Selection(tensors, selection.prefix, {**selection.ignored, **inferred.ignored})
 
 
 def _family(name: str) -> Family:
@@ -240,10 +263,11 @@ def _family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def _check_options(family: str, row: Family, options: Mapping[str, Any]) -> None:
-    if unknown := sorted(set(options) - row.options):
-        known = ", ".join(sorted(row.options))
-        raise ConfigError(f"family {family} has no option {', '.join(unknown)}; it has {known}.")
+def _checked(row: Family, options: Mapping[str, Any], where: str) -> None:
+    try:
+        row.architecture(**options)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {first_problem(error)}") from error
 
 
 def _role(file: CheckpointFile, family: str, row: Family, which: str) -> str:
@@ -252,26 +276,3 @@ def _role(file: CheckpointFile, family: str, row: Family, which: str) -> str:
     if which == "target":
         raise CheckpointError(f"{file.path}: family {family} has one encoder, and no target. Leave `which` out.")
     return "only"
-
-
-def _spec_in_force(
-    family: str, own: InputSpec, spec: InputSpec | None, override: Mapping[str, Any] | None
-) -> InputSpec:
-    if spec is not None and override:
-        raise ConfigError("give either a whole InputSpec or single fields of it, not both.")
-    if spec is not None:
-        return spec
-    try:
-        return InputSpec(**{**own.model_dump(), **(override or {})})
-    except ValidationError as error:
-        raise ConfigError(f"input of family {family}: {_first_problem(error)}") from error
-
-
-def _ignored(file: CheckpointFile, selection: Selection) -> dict[str, tuple[str, ...]]:
-    training = {"training state": file.left_aside} if file.left_aside else {}
-    return {**selection.ignored, **training}
-
-
-def _first_problem(error: ValidationError) -> str:
-    problems = [f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['msg']}" for problem in error.errors()]
-    return "; ".join(problems) + "."

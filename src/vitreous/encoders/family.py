@@ -8,7 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from vitreous.core.input_spec import InputSpec
+from vitreous.core.input_spec import AnySpec, Modality
+
+Size3 = tuple[int, int, int]
 
 
 class Architecture(BaseModel):
@@ -19,10 +21,25 @@ class Architecture(BaseModel):
 
 @dataclass(frozen=True)
 class Inferred:
-    """An architecture read from a file, and where each value that tensors do not show came from."""
+    """An architecture read from a file, and where each value that tensors do not show came from.
+
+    Args:
+        tensors: those of the encoder under its own names, where they are not the file's as they stand.
+        ignored: names of the file by the rule that leaves them out, where it takes the architecture to know them.
+    """
 
     architecture: Architecture
     sources: dict[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] | None = None
+    ignored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Weights from a family's own source: their names, where they lay, and what became of others in that place."""
+
+    tensors: Mapping[str, torch.Tensor]
+    location: str
 
 
 Infer = Callable[[str, Mapping[str, torch.Tensor], Mapping[str, Any], Mapping[str, Any]], Inferred]
@@ -36,18 +53,27 @@ class Family:
         architecture: fields, defaults and checks of the family's architecture.
         build: architecture → backbone (see `encoder.Backbone`), weights not yet meaningful.
         infer: (file, tensors, stored config, options) → architecture.
-        default_spec: what the weights were trained on.
-        anchor: name that every encoder of the family has.
+        default_specs: for each modality the family takes, what the weights were trained on; the first is the usual one.
+        anchor: name that every encoder of the family has, or how it follows from the options.
         prefixes: which encoder → what may stand in front of its names, tried in order.
         rules: which encoder → rule → beginnings of names that the load leaves out.
         options: fields of the architecture that a study may set.
+        fixed: for a modality, fields that it decides; a study may not set them.
+        holder: what stands before the names of the weights inside the backbone.
+        set_input_size: brings a loaded backbone to another size of input and says what it changed; without it, the
+            weights fit what `grid_of` takes.
+        fetch: name of a model → its published weights, from the family's own source.
     """
 
     architecture: type[Architecture]
     build: Callable[[Any], nn.Module]
     infer: Infer
-    default_spec: Callable[[Any], InputSpec]
-    anchor: str
+    default_specs: Mapping[Modality, Callable[[Any], AnySpec]]
+    anchor: str | Callable[[Mapping[str, Any]], str]
     prefixes: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, Mapping[str, tuple[str, ...]]]
     options: frozenset[str]
+    fixed: Mapping[Modality, Mapping[str, Any]] = field(default_factory=dict)
+    holder: str = ""
+    set_input_size: Callable[[Any, Size3], str | None] | None = None
+    fetch: Callable[[str], Fetched] | None = None

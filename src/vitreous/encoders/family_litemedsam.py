@@ -1,4 +1,4 @@
-"""Family `litemedsam`: the TinyViT image encoder of LiteMedSAM, applied to a volume slice by slice."""
+"""Family `litemedsam`: the TinyViT image encoder of LiteMedSAM, for images, and for volumes slice by slice."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from vitreous.core.input_spec import InputSpec, PercentileMinMaxGamma
+from vitreous.core.input_spec import ImageSpec, InputSpec, PercentileMinMaxGamma
 from vitreous.encoders.family import Architecture, Family, Inferred
 from vitreous.encoders.slices import SLICE_SIZE, SliceTinyViT
 from vitreous.encoders.tiny_vit import TinyViTShape
@@ -37,7 +37,7 @@ def _build(architecture: LiteMedSAMArchitecture) -> SliceTinyViT:
     return SliceTinyViT(TinyViTShape(), architecture.token_grid, architecture.normalise_slices)
 
 
-def _default_spec(architecture: LiteMedSAMArchitecture) -> InputSpec:
+def _volume_spec(architecture: LiteMedSAMArchitecture) -> InputSpec:
     """Slices of 256×256 pixels, the volume clipped to its 0.5 and 99.5 percentiles, in [0, 1], as three channels.
 
     Source: bowang-lab/MedSAM, pre_CT_MR.py and CVPR24_LiteMedSAM_infer.py. Two differences: the published clip
@@ -50,13 +50,27 @@ def _default_spec(architecture: LiteMedSAMArchitecture) -> InputSpec:
     )
 
 
+def _image_spec(architecture: LiteMedSAMArchitecture) -> ImageSpec:
+    """The longer side to 256 pixels, a border of zeros, values from 0 to 1.
+
+    The network then brings each image to [0, 1] by its own minimum and maximum (`normalise_slices`).
+
+    Source: bowang-lab/MedSAM, CVPR24_LiteMedSAM_infer.py. Two differences: the published border lies below and to the
+    right, and is added after the minimum and maximum are taken.
+    """
+    return ImageSpec(
+        size=(SLICE_SIZE, SLICE_SIZE), resize="pad", interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+
+
 LITEMEDSAM = Family(
     architecture=LiteMedSAMArchitecture,
     build=_build,
     infer=_infer,
-    default_spec=_default_spec,
+    default_specs={"volume": _volume_spec, "image": _image_spec},
     anchor="patch_embed.seq.0.c.weight",
     prefixes={"only": ("image_encoder.", "")},
     rules={"only": {"mask decoder": ("mask_decoder.",), "prompt encoder": ("prompt_encoder.",)}},
     options=frozenset(LiteMedSAMArchitecture.model_fields),
+    fixed={"image": {"num_slices": 1}},
 )

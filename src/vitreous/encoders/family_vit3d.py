@@ -171,7 +171,7 @@ VIT3D = Family(
     architecture=ViT3DArchitecture,
     build=_build,
     infer=infer_vit3d,
-    default_spec=_default_spec,
+    default_specs={"volume": _default_spec},
     anchor="patch_embed.proj.weight",
     prefixes={
         "context": ("context_encoder.encoder.", "context_encoder.", ""),

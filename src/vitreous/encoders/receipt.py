@@ -11,9 +11,10 @@ class Receipt:
     """Proof of a load.
 
     Args:
-        path: the checkpoint's path; None for random weights.
-        file_sha256: of the whole file; None for random weights.
-        origin: ``checkpoint``, or ``random, seed N``.
+        path: the checkpoint's path, or the place at the hub; None for random weights.
+        file_sha256: of the whole file; None for random weights and those of a hub.
+        modality: ``image`` or ``volume``, what the encoder is given.
+        origin: ``checkpoint``, ``hub NAME``, or ``random, seed N``.
         which: ``context``, ``target``, or ``only`` where the file holds one encoder.
         container: top-level key of the file under which the weights lay.
         key_prefix: what stood in front of the encoder's own names.
@@ -27,12 +28,14 @@ class Receipt:
         parameters: number of learned values of the encoder.
         weights_hash: of the encoder, whatever the file.
         distance_from_random: per layer, see :func:`vitreous.encoders.distance.distance_from_random`.
-        spec: the InputSpec in force.
-        spec_override: the family's own InputSpec where the study replaced it, else None.
+        spec: the InputSpec or ImageSpec in force.
+        spec_override: the family's own one where the study replaced it, else None.
+        positions: which learned positions were interpolated for another size of input; None where none were.
         precision: ``fp32`` or ``bf16`` matrix products.
     """
 
     family: str
+    modality: str
     origin: str
     path: str | None
     file_sha256: str | None
@@ -52,6 +55,7 @@ class Receipt:
     spec_override: dict[str, Any] | None
     precision: str
     distance_from_random: dict[str, float]
+    positions: str | None = None
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     ignored_by_rule: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -81,6 +81,11 @@ class ResNet3D(nn.Module):
             chans = _EXPANSION * width
             blocks += [Bottleneck3D(chans, width, 1, has_downsample=False) for _ in range(1, depth)]
             setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
+        self._block_names = [
+            f"layer{index + 1}.{block}" for index in range(len(_WIDTHS)) for block in range(depths[index])
+        ]
+        self.num_blocks = len(self._block_names)
+        self.num_prefix_tokens = 0
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Convolutions normal by fan-out (He et al., 2015), norms 1 and 0."""
@@ -110,12 +115,28 @@ class ResNet3D(nn.Module):
             rows, columns = (rows + 1) // 2, (columns + 1) // 2
         return depth, rows, columns
 
-    def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+    def embed(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """The map after the stem, turned to RAS axes."""
         x = to_ras(x_BCDHW).to(self.conv1.weight.dtype, memory_format=torch.channels_last_3d)
-        x = F.max_pool3d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        for index in range(len(_WIDTHS)):
-            x = getattr(self, f"layer{index + 1}")(x)
-        return to_ras(x).flatten(2).transpose(1, 2)
+        return F.max_pool3d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+
+    def run_blocks(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Bottlenecks from `start` to before `stop`, counted over all layers."""
+        for name in self._block_names[start:stop]:
+            hidden = self.get_submodule(name)(hidden)
+        return hidden
+
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last map turned back, as tokens."""
+        return to_ras(hidden).flatten(2).transpose(1, 2)
+
+    def depth_of(self, name: str) -> int:
+        """0 stem, i + 1 bottleneck i; the end has no weights."""
+        block = ".".join(name.split(".")[:2])
+        return self._block_names.index(block) + 1 if block in self._block_names else 0
+
+    def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        return self.finish(self.run_blocks(self.embed(x_BCDHW), 0, self.num_blocks))
 
 
 def to_ras(x_BCDHW: torch.Tensor) -> torch.Tensor:

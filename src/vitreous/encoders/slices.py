@@ -1,39 +1,42 @@
-"""LiteMedSAM's image encoder applied to a volume slice by slice.
+"""LiteMedSAM's image encoder applied to a volume slice by slice; an image is a volume of one slice.
 
-Axes: B volume, C channel, D slice, H row, W column, N token = D·h·w, E width.
+Axes: B volume, C channel, D slice, S slice of any volume, H row, W column, N token = D·h·w, E width.
 """
+
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from vitreous.encoders.initialisation import truncated_normal_
-from vitreous.encoders.tiny_vit import ConvNorm, LayerNorm2d, TinyViT, TinyViTShape, WindowAttention
+from vitreous.encoders.tiny_vit import ConvNorm, LayerNorm2d, Stage, TinyViT, TinyViTShape, WindowAttention
 
 SLICE_SIZE = 256  # rows and columns the weights were trained on
 Size3 = tuple[int, int, int]
 
+_SMALLEST = 32  # pixels; windows beyond the border are filled with zeros
+
 
 class SliceTinyViT(TinyViT):
-    """TinyViT over each slice, its 64×64 map averaged to a small grid.
+    """TinyViT over each slice, its map (64×64 for 256×256 pixels) averaged to a small grid.
 
     Args:
-        token_grid: tokens (h, w) kept of a slice's 64×64; divides 64 so that each is the mean of equally many.
+        token_grid: tokens (h, w) kept of a slice's 64×64; divides it so that each is the mean of equally many.
         normalise_slices: bring each slice to [0, 1] by its own minimum and maximum, as the published inference
             does after the volume's own clip and min-max.
-
-    Raises:
-        ValueError: `token_grid` does not divide 64.
     """
 
     width = 256
+    num_prefix_tokens = 0
 
     def __init__(self, shape: TinyViTShape, token_grid: tuple[int, int], normalise_slices: bool) -> None:
         super().__init__(shape)
-        if any(size < 1 or 64 % size for size in token_grid):
-            raise ValueError(f"token_grid must divide the 64×64 map of a slice; got {token_grid}")
         self.token_grid = token_grid
         self.normalise_slices = normalise_slices
+        self.num_blocks = sum(shape.depths)
+        self._first_blocks = [sum(shape.depths[:stage]) for stage in range(len(shape.depths))]
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Linear layers normal of deviation 0.02, convolutions normal by fan-out, biases 0, norms 1.
@@ -61,22 +64,73 @@ class SliceTinyViT(TinyViT):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def grid_of(self, size: Size3) -> Size3:
-        """Tokens along (D, H, W)."""
-        if size[1:] != (SLICE_SIZE, SLICE_SIZE):
-            raise ValueError(f"slices must have {SLICE_SIZE}×{SLICE_SIZE} pixels; got an input of {size}")
-        return (size[0], *self.token_grid)
+        """Tokens along (D, H, W); a slice's map has a quarter of its rows and columns."""
+        depth, rows, columns = size
+        map_size = ((rows + 3) // 4, (columns + 3) // 4)
+        if min(rows, columns) < _SMALLEST:
+            raise ValueError(f"slices need {_SMALLEST} pixels a side at least; got an input of {size}")
+        if any(extent % tokens for extent, tokens in zip(map_size, self.token_grid)):
+            raise ValueError(
+                f"token_grid must divide the {map_size[0]}×{map_size[1]} map of a slice; got {self.token_grid}"
+            )
+        return (depth, *self.token_grid)
+
+    def embed(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """Maps (B, D, C, h, w) of all slices after the patch embedding."""
+        return self._by_slices(self._stem, x_BCDHW.transpose(1, 2))
+
+    def run_blocks(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Blocks from `start` to before `stop`, counted over all stages; the last of a stage merges to the next."""
+        return self._by_slices(lambda x_SCHW: self._run(x_SCHW, start, stop), hidden)
+
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The neck, and the mean over each cell of the token grid."""
+        return self._by_slices(self._end, hidden).flatten(1, 2)
+
+    def depth_of(self, name: str) -> int:
+        """0 patch embedding, i + 1 block i, last the neck."""
+        parts = name.split(".")
+        if parts[0] != "layers" or len(parts) < 3:
+            return self.num_blocks + 1 if parts[0] == "neck" else 0
+        stage = int(parts[1])
+        if parts[2] == "downsample":
+            return self._first_blocks[stage + 1]
+        return self._first_blocks[stage] + int(parts[3]) + 1
 
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        volumes = [torch.stack([self._encode_slice(x_CHW) for x_CHW in x_CDHW.unbind(1)]) for x_CDHW in x_BCDHW]
-        return torch.stack(volumes).flatten(1, 2)
+        return self._by_slices(self._tokens_of_slices, x_BCDHW.transpose(1, 2)).flatten(1, 2)
 
-    def _encode_slice(self, x_CHW: torch.Tensor) -> torch.Tensor:
-        # one slice at a time: the first stage keeps 256 channels at full resolution
+    def _by_slices(self, function: Callable[[torch.Tensor], torch.Tensor], x_BDCHW: torch.Tensor) -> torch.Tensor:
+        """Apply to all slices as one batch; without gradients to one at a time, as the widened maps are large."""
+        x_SCHW = x_BDCHW.flatten(0, 1)
+        if torch.is_grad_enabled() or self.training:
+            out = function(x_SCHW)
+        else:
+            out = torch.cat([function(x_SCHW[index : index + 1]) for index in range(len(x_SCHW))])
+        return out.view(*x_BDCHW.shape[:2], *out.shape[1:])
+
+    def _tokens_of_slices(self, x_SCHW: torch.Tensor) -> torch.Tensor:
+        return self._end(self._run(self._stem(x_SCHW), 0, self.num_blocks))
+
+    def _stem(self, x_SCHW: torch.Tensor) -> torch.Tensor:
         if self.normalise_slices:
-            low, high = x_CHW.amin(), x_CHW.amax()
-            x_CHW = (x_CHW - low) / (high - low).clamp_min(1e-8)
+            low, high = x_SCHW.amin((1, 2, 3), keepdim=True), x_SCHW.amax((1, 2, 3), keepdim=True)
+            x_SCHW = (x_SCHW - low) / (high - low).clamp_min(1e-8)
         dtype: torch.dtype = self.neck[0].weight.dtype  # type: ignore[assignment]
-        x_BCHW = x_CHW[None].to(dtype, memory_format=torch.channels_last)
-        map_BEHW = super().forward(x_BCHW)
-        tokens_BEhw = F.adaptive_avg_pool2d(map_BEHW.float(), self.token_grid)
-        return tokens_BEhw[0].flatten(1).transpose(0, 1)
+        maps_SCHW: torch.Tensor = self.patch_embed(x_SCHW.to(dtype, memory_format=torch.channels_last))
+        return maps_SCHW
+
+    def _run(self, x_SCHW: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        for stage, first in enumerate(self._first_blocks):
+            layer = cast(Stage, self.layers[stage])
+            for index, block in enumerate(layer.blocks, start=first):
+                if start <= index < stop:
+                    x_SCHW = block(x_SCHW)
+                    if index + 1 == first + len(layer.blocks) and layer.downsample is not None:
+                        x_SCHW = layer.downsample(x_SCHW)
+        return x_SCHW
+
+    def _end(self, x_SCHW: torch.Tensor) -> torch.Tensor:
+        maps_SEHW: torch.Tensor = self.neck(x_SCHW)
+        tokens_SEhw = F.adaptive_avg_pool2d(maps_SEHW.float(), self.token_grid)
+        return tokens_SEhw.flatten(2).transpose(1, 2)
