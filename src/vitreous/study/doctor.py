@@ -1,7 +1,7 @@
 """`vitreous doctor STUDY | RUN_DIR`: what is wrong, the evidence, what to run next."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from vitreous.diagnosis.small_probe import find_unlearnable
 from vitreous.diagnosis.volumes import find_volume_outliers, summarise_volumes
 from vitreous.features.encode import Request
 from vitreous.features.pooling import pool_tokens
-from vitreous.inputs.description import describe_volume, volume_statistics
-from vitreous.inputs.preprocessing import preprocess_volume
+from vitreous.inputs.description import describe_volume
+from vitreous.inputs.prepare import Decoded, describe_decoded, finish_input, prepare_input
 from vitreous.inputs.volume import Volume
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.study.account import read_account
@@ -61,7 +61,7 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
     yield from data.cohort.findings
     yield _resolve_some(data)
     try:
-        encoders = open_encoders(config, runtime, data.cache)
+        encoders = open_encoders(config, runtime, data.cache, data.modality)
     except VitreousError as error:
         yield Finding("encoders", "error", "An encoder cannot be opened.", str(error), "vitreous inspect CHECKPOINT")
         return
@@ -73,19 +73,19 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
             f"{opened.name}: {receipt.tensors_matched} of {receipt.tensors_total} tensors.",
             f"weights {opened.encoder.weights_hash[:12]}",
         )
-    volumes: dict[str, Volume] = {}
+    decoded: dict[str, Decoded] = {}
     try:
         partition = make_partitions(data.cohort, config.folds)[0]
-        yield from _survey(data, partition, volumes)
+        yield from _survey(data, partition, decoded)
     except VitreousError as error:
         yield Finding("survey", "error", "The volumes cannot be surveyed.", str(error), "Mend this, then run again.")
         return
-    if not volumes:
+    if not decoded:
         yield Finding("small_probe", "error", "No volume of the training split can be used.", "", "Mend these files.")
         return
     for opened in encoders:
         try:
-            yield from _try_encoder(config, runtime, data, opened, partition, volumes)
+            yield from _try_encoder(config, runtime, data, opened, partition, decoded)
         except VitreousError as error:
             yield Finding("encoder", "error", f"{opened.name} cannot be tried.", str(error), "Mend this first.")
 
@@ -121,7 +121,7 @@ def _resolve_some(data: OpenedData) -> Finding:
     )
 
 
-def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) -> Iterator[Finding]:
+def _survey(data: OpenedData, partition: Partition, kept_inputs: dict[str, Decoded]) -> Iterator[Finding]:
     """Decode some volumes, spread over the cohort, and the few that the small probe needs."""
     samples = data.cohort.samples
     spread = np.unique(np.linspace(0, len(samples) - 1, _SURVEYED).astype(int))
@@ -139,13 +139,13 @@ def _survey(data: OpenedData, partition: Partition, volumes: dict[str, Volume]) 
             failures.append(str(path))
             continue
         try:
-            volume = data.load_volume(request, path)
+            decoded = data.load_input(request, path)
         except InputError as error:
             failures.append(str(error))
             continue
-        rows[sample_id] = volume_statistics(volume)
+        rows[sample_id] = describe_decoded(decoded)
         if sample_id in kept:
-            volumes[sample_id] = volume
+            kept_inputs[sample_id] = decoded
     if failures:
         yield Finding(
             "decode",
@@ -167,6 +167,15 @@ def _describe_volumes(statistics: pd.DataFrame, title: str) -> Iterator[Finding]
     yield from find_volume_outliers(statistics)
 
 
+def _describe(decoded: Decoded, tensor_CDHW: Any) -> dict[str, Any]:
+    if isinstance(decoded, Volume):
+        return describe_volume(decoded, tensor_CDHW)
+    return {
+        "file": {**describe_decoded(decoded), "facts": dict(decoded.facts)},
+        "encoder": {"shape": tuple(tensor_CDHW.shape)},
+    }
+
+
 def _eight_rows(data: OpenedData, partition: Partition) -> list[int]:
     """Positions of training samples of different participants, classes in turn."""
     train = pd.DataFrame({"row": partition.rows("train"), "y": partition.y_N[partition.rows("train")]})
@@ -183,18 +192,18 @@ def _try_encoder(
     data: OpenedData,
     opened: OpenedEncoder,
     partition: Partition,
-    volumes: dict[str, Volume],
+    decoded: dict[str, Decoded],
 ) -> Iterator[Finding]:
     """One volume through preprocessing and encoder, then the small probe."""
     import torch
 
     samples = data.cohort.samples
-    rows = [row for row in _eight_rows(data, partition) if samples["sample_id"].iloc[row] in volumes]
+    rows = [row for row in _eight_rows(data, partition) if samples["sample_id"].iloc[row] in decoded]
     features: list[Any] = []
     for row in rows:
-        volume = volumes[samples["sample_id"].iloc[row]]
+        one = decoded[samples["sample_id"].iloc[row]]
         try:
-            tensor_CDHW = preprocess_volume(volume, opened.encoder.spec)
+            tensor_CDHW = finish_input(prepare_input(one, opened.encoder.spec), opened.encoder.spec)
         except InputError as error:
             yield Finding(
                 "preprocess",
@@ -208,7 +217,7 @@ def _try_encoder(
             tokens = opened.encoder(tensor_CDHW[None].to(runtime.torch_device))
             pooled_1D = pool_tokens(tokens, config.features.pooling, config.features.grid)
         if not features:
-            facts = describe_volume(volume, tensor_CDHW)
+            facts = _describe(one, tensor_CDHW)
             yield Finding(
                 "one_volume",
                 "info",
@@ -313,8 +322,12 @@ def _examine(target: str, overrides: Sequence[str]) -> Iterator[Finding]:
 
 def print_doctor(target: str, overrides: Sequence[str]) -> bool:
     """Print findings as they are made; True if one of them is an error."""
+    return print_findings(_examine(target, overrides))
+
+
+def print_findings(findings: Iterable[Finding]) -> bool:
+    """Print each with its evidence and what to do about it; True if one of them is an error."""
     console = Console(highlight=False, soft_wrap=True)
-    findings = _examine(target, overrides)
     is_wrong = False
     for finding in findings:
         is_wrong |= finding.severity == "error"
