@@ -136,6 +136,30 @@ def test_gradient_checkpointing_reaches_every_adapter():
         torch.testing.assert_close(grads[1][name], grad, rtol=0, atol=1e-10)
 
 
+def test_unfreezing_beside_adapters_trains_the_last_blocks_own_weights_too():
+    model = adapt(build(), layers=(0,))
+    set_trainable(model, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train_steps(model)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    places = ("encoder.backbone.blocks.2.", "encoder.backbone.norm.", "head.")
+    assert moved == {name for name in before if "lora_" in name or name.startswith(places)}
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_bfloat16_products_give_the_gradients_of_float32(gradient_checkpointing):
+    grads = []
+    for enabled in (False, True):
+        model = fill(adapt(build(gradient_checkpointing=gradient_checkpointing), targets=("qkv", "mlp"), layers=(1, 2)))
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits_BC = model(images())
+        F.cross_entropy(logits_BC.float(), torch.tensor([0, 1, 2, 3, 0])).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, grad in grads[0].items():
+        assert F.cosine_similarity(grads[1][name].flatten(), grad.flatten(), dim=0) > 0.98, name
+
+
 def test_count_at_rank_8_on_a_large_vit_is_the_published_share():
     """ViT-L/16 at 224: 303 M; r = 8 on qkv and a head of five classes is 0.79 M, 0.26 %."""
     with torch.device("meta"):

@@ -63,9 +63,11 @@ def add_adapters(
         rank, alpha, dropout, tuple(targets), None if layers is None else tuple(layers), rslora, dora
     )
     names = resolve_targets(model, settings.targets, settings.layers)
-    if silent := sorted(set(names) - _called_modules(model, names)):
+    called = _called_modules(model, names)
+    if silent := [name for name in names if name not in called]:
+        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
         raise UserError(
-            f"adapters on {', '.join(silent)} would have no effect: this {model.encoder.family} encoder uses the "
+            f"adapters on {silent[0]}{more} would have no effect: this {model.encoder.family} encoder uses the "
             "matrix without calling the module. Leave these targets out."
         )
     network, prefix = _network(model)
@@ -129,7 +131,8 @@ def resolve_targets(model: PixelModel, targets: Sequence[str], layers: Sequence[
         chosen.update(found)
     if bare := sorted(set(layers or ()) - {block for block, _ in chosen}):
         raise UserError(f"layers: none of the targets ({', '.join(targets)}) is in block {', '.join(map(str, bare))}.")
-    return [name for name, _ in model.encoder.backbone.named_modules() if name in {name for _, name in chosen}]
+    names = {name for _, name in chosen}
+    return [name for name, _ in model.encoder.backbone.named_modules() if name in names]
 
 
 def adapter_tensors(model: PixelModel) -> dict[str, torch.Tensor]:
