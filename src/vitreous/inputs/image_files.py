@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from vitreous.core.errors import CircumstanceError, InputError
 from vitreous.inputs.file_format import ImageFormat, recognise_image_format
 from vitreous.inputs.image import Image, Pixels, check_declared_pixels, checked_image
-from vitreous.inputs.library_messages import library_messages
+from vitreous.inputs.library_messages import library_messages, silence_libtiff
 from vitreous.inputs.png_chunks import check_png_chunks
 
 #: Part of every feature key of images: rises whenever any image file could decode to other pixels.
@@ -86,6 +86,8 @@ def decode_image(path: Path, *, max_bytes: int) -> Image:
     content = _read_whole(path, max_bytes)
     if file_format == "png":
         check_png_chunks(content)
+    elif file_format == "tiff":
+        silence_libtiff()
     name = file_format.upper()
     with library_messages() as messages:
         try:
@@ -159,7 +161,7 @@ def _stored(reader: ImageFile, file_format: ImageFormat) -> _Stored:
         refused = "16-bit grey with an alpha channel"
     elif stored.bits == 16 and layout.startswith(("CMYK", "RGBa")):
         refused = "16-bit CMYK or premultiplied colour"
-    elif stored.bits == 16 and isinstance(reader, TiffImageFile) and reader._planar_configuration == 2:
+    elif isinstance(reader, TiffImageFile) and _is_deep_in_planes(reader):
         refused = "16-bit colour in separate planes"
     if refused:
         raise InputError(
@@ -167,6 +169,13 @@ def _stored(reader: ImageFile, file_format: ImageFormat) -> _Stored:
             "grey and colour of 16. Convert it, e.g. to a PNG of 16 bits."
         )
     return stored
+
+
+def _is_deep_in_planes(reader: TiffImageFile) -> bool:
+    """Colour of more than 8 bits, one plane after the other: Pillow would take it for one of 8 bits."""
+    tags = reader.tag_v2
+    bits = tags.get(ExifTags.Base.BitsPerSample, (8,))
+    return bool(tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2 and len(bits) > 1 and max(bits) > 8)
 
 
 def _pixels(reader: ImageFile) -> Pixels:

@@ -5,12 +5,14 @@ process-wide part is one filter and one hook, installed while any thread is read
 the reading thread alone.
 """
 
+import ctypes
 import logging
 import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TextIO
 
 #: Loggers of pydicom and its decoding plugins; most say there what they say as a Python warning too.
@@ -61,6 +63,22 @@ def library_messages() -> Iterator[list[str]]:
     finally:
         _uninstall()
         _reader.messages = before
+
+
+@cache
+def silence_libtiff() -> None:
+    """Keep the TIFF library inside Pillow from writing to the process's standard error; what it says fails anyway.
+
+    For the rest of the process, and only where the library can be reached by name (not in Pillow for Windows).
+    """
+    from PIL import _imaging
+
+    library = ctypes.CDLL(_imaging.__file__)  # a name is looked up in the libraries that it loaded, too
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        set_handler = getattr(library, name, None)
+        if set_handler is not None:
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
 
 
 def without_values(message: str) -> str:
