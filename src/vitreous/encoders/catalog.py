@@ -16,6 +16,7 @@ from vitreous.encoders.encoder import Encoder, Precision
 from vitreous.encoders.family import Family, Inferred
 from vitreous.encoders.family_litemedsam import LITEMEDSAM
 from vitreous.encoders.family_resnet3d import RESNET3D
+from vitreous.encoders.family_retfound import RETFOUND
 from vitreous.encoders.family_timm import TIMM
 from vitreous.encoders.family_vit3d import VIT3D
 from vitreous.encoders.matching import Selection, check_complete, select_tensors
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family] = {
     "litemedsam": LITEMEDSAM,
     "resnet3d": RESNET3D,
     "timm": TIMM,
+    "retfound": RETFOUND,
 }
 
 

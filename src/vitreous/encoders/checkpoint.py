@@ -15,7 +15,7 @@ from vitreous.core.errors import CheckpointError
 from vitreous.core.fingerprints import hash_file
 from vitreous.encoders.stand_ins import is_allowed_global, make_stand_in, plain_value
 
-_TENSOR_KEYS = ("model_state_dict", "state_dict", "model")
+_TENSOR_KEYS = ("model_state_dict", "state_dict", "model", "teacher")
 _CONFIG_KEYS = ("config", "cfg", "args", "hyper_parameters")
 _MALFORMED = (  # what the weights-only unpickler raises on bytes that are not what they claim
     pickle.UnpicklingError,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitreous.core.fingerprints import canonical_json
-from vitreous.core.input_spec import AnySpec
+from vitreous.core.input_spec import AnySpec, ImageSpec, Modality
 from vitreous.encoders.receipt import Receipt
 
 # part of every feature key: rises whenever a change of the forward pass changes any encoder's tokens
@@ -135,6 +135,11 @@ class Encoder(nn.Module):
         prefix = self.num_prefix_tokens
         tokens_BND = tokens_BND.to(torch.promote_types(tokens_BND.dtype, torch.float32))
         return Tokens(tokens_BND[:, prefix:], self.grid, tokens_BND[:, 0] if prefix else None)
+
+    @property
+    def modality(self) -> Modality:
+        """What the encoder is given."""
+        return "image" if isinstance(self.spec, ImageSpec) else "volume"
 
     @property
     def num_prefix_tokens(self) -> int:
