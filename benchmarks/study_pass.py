@@ -27,7 +27,7 @@ from vitreous.demo.cohort import write_cohort
 from vitreous.demo.recipe import CLASSES, CohortRecipe
 from vitreous.encoders.catalog import build_random_encoder
 from vitreous.features.pooling import pool_tokens
-from vitreous.inputs.preprocessing import preprocess_volume
+from vitreous.inputs.prepare import finish_input, prepare_input
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.run import run_study
@@ -99,14 +99,14 @@ def time_plain_epochs(config: StudyConfig, data: OpenedData, opened: OpenedEncod
             if isinstance(path, StorageError):
                 raise path
             try:
-                tensor = preprocess_volume(data.load_volume(request, path), encoder.spec)
+                tensor = finish_input(prepare_input(data.load_input(request, path), encoder.spec), encoder.spec)
             except InputError:  # the truncated file of the cohort
                 continue
             waiting.append((tensor, int(label_of[request.file_id]), split_of[request.file_id] == "train"))
             if len(waiting) == batch_size or index == len(requests) - 1:
                 with torch.no_grad():
                     tokens = encoder(torch.stack([one for one, _, _ in waiting]))
-                    features_BD = pool_tokens(tokens.tokens_BND, tokens.grid, "mean")
+                    features_BD = pool_tokens(tokens, "mean")
                 is_train = torch.tensor([train for _, _, train in waiting])
                 labels = torch.tensor([label for _, label, _ in waiting])
                 if is_train.any():

@@ -11,8 +11,9 @@ from PIL import Image as PillowImage
 
 from s3_server import boto_client, running_s3_server, use_test_keys
 from vitreous.config.compose import validate_study
-from vitreous.core.errors import InputError, LocationError
+from vitreous.core.errors import CircumstanceError, InputError, LocationError
 from vitreous.inputs.image import Image
+from vitreous.inputs.volume import Volume
 from vitreous.study.data import OpenedData, open_data
 
 CLASSES = ["no_dr", "dr"]
@@ -157,13 +158,21 @@ def test_volumes_keep_their_feature_keys(tmp_path: Path) -> None:
     """What the study declares is part of every key: the same keys and values as before there were images."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = np.zeros((2, 3, 4, 5), np.uint8)
+        arrays[f"{split}_images"] = np.arange(120, dtype=np.uint8).reshape(2, 3, 4, 5)
         arrays[f"{split}_labels"] = np.arange(2)
     np.savez(tmp_path / "a.npz", **arrays)
     data = {"kind": "npz", "table": str(tmp_path / "a.npz"), "axes": "DHW", "classes": CLASSES}
     opened = open_study(data | {"spacing_mm": [1, 2, 3]})
     assert opened.modality == "volume"
     assert opened.describe_declared() == {"axes": "DHW", "spacing_mm": (1.0, 2.0, 3.0)}
+    bounded = open_study(data | {"max_volume_gb": 239e-9})
+    (request, path), *_ = bounded.stage(bounded.requests)
+    assert isinstance(path, Path)
+    with pytest.raises(
+        CircumstanceError, match=r"take 240 bytes in memory; at most 239 are allowed.*data\.max_volume_gb"
+    ):
+        bounded.load_input(request, path)
+    assert isinstance(opened.load_input(request, path), Volume)
 
 
 def test_a_broken_image_and_one_beyond_the_limit_are_input_errors(tmp_path: Path) -> None:
@@ -174,11 +183,11 @@ def test_a_broken_image_and_one_beyond_the_limit_are_input_errors(tmp_path: Path
     assert isinstance(staged[1], Path)
     with pytest.raises(InputError):
         opened.load_input(staged[0], staged[1])
-    bounded = open_study(csv_of(tmp_path, max_image_mb=0.0001))
+    bounded = open_study(csv_of(tmp_path, max_image_mb=0.0005))
     (first, path), *_ = bounded.stage(bounded.requests)
     assert isinstance(path, Path)
-    assert made[first.source].nbytes > 100
-    with pytest.raises(InputError, match="bytes"):
+    assert made[first.source].nbytes * 4 > 500
+    with pytest.raises(CircumstanceError, match=r"at most 500 are allowed.*data\.max_image_mb"):
         bounded.load_input(first, path)
 
 

@@ -21,7 +21,7 @@ from vitreous.inputs.decode import decode_volume
 from vitreous.inputs.image_files import decode_image
 from vitreous.inputs.numpy_files import NpzArrays
 from vitreous.inputs.prepare import Decoded
-from vitreous.inputs.volume import DeclaredAxes
+from vitreous.inputs.volume import DeclaredAxes, check_declared_size
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.folders import load_image_folders
 from vitreous.samples.image_table import load_image_table
@@ -105,8 +105,10 @@ class OpenedData:
                 return decode_image(path, max_bytes=self.max_bytes)
             return decode_volume(path, declared=self.declared, max_bytes=self.max_bytes)
         arrays = self._arrays(path)
-        read = arrays.image if is_image else arrays.volume
-        return read(request.source, request.item)
+        if is_image:
+            return arrays.image(request.source, request.item)
+        check_declared_size(arrays.shape(request.source)[1:], bytes_per_value=1, max_bytes=self.max_bytes)
+        return arrays.volume(request.source, request.item)
 
     def _arrays(self, path: Path) -> NpzArrays:
         with self._opening:
