@@ -23,7 +23,7 @@ _SEARCH_BLUR = 1.0
 #: The disc is brighter than this share of the image's bright end (99th percentile).
 _THRESHOLD = 0.1
 #: At least this share of the disc's edge must lie inside the image, and this share of its area must be bright.
-_MIN_EDGE = 0.15
+_MIN_EDGE = 0.1
 _MIN_OVERLAP = 0.85
 
 _NEED_DISC: set[FundusStep] = {"circle_crop", "ben_graham"}
@@ -132,7 +132,9 @@ def find_disc(pixels_HWC: Pixels) -> Disc:
     height, width = (max(round(side / scale), 1) for side in (full_height, full_width))
     small = cv2.resize(pixels_HWC, (width, height), interpolation=cv2.INTER_AREA)
     brightest_HW = small.reshape(height, width, -1).max(axis=-1).astype(np.float32)
-    small_HW = cv2.GaussianBlur(brightest_HW, (0, 0), _SEARCH_BLUR)
+    # a blur moves the edge outwards, so that small images get less of it
+    sigma = _SEARCH_BLUR * max(height, width) / _SEARCH_SIDE
+    small_HW = cv2.GaussianBlur(brightest_HW, (0, 0), sigma)
     is_bright_HW = (small_HW > _THRESHOLD * np.percentile(small_HW, 99)).astype(np.uint8)
     num_regions, region_HW, stats, _ = cv2.connectedComponentsWithStats(is_bright_HW, connectivity=4)
     if num_regions < 2:
