@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage, stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from vitreous.core.errors import UserError
 from vitreous.demo.fundus import CAMERAS, draw_fundus_eye, encode_photograph, photograph
 from vitreous.demo.fundus_cohort import FundusFlaws, plan_fundus_cohort, write_fundus_cohort
+from vitreous.demo.fundus_figure import main as draw_figure
 from vitreous.demo.fundus_lesions import draw_eye_severity, draw_lesions, expected_counts
 
 CLEAN = FundusFlaws()
@@ -224,6 +229,14 @@ def test_wrong_folders_and_numbers_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_figure_shows_every_grade_by_both_cameras(tmp_path: Path) -> None:
+    draw_figure(["--out", str(tmp_path / "new")])
+    with Image.open(tmp_path / "new" / "synthetic_fundus.png") as image:
+        assert image.size == (5 * 224, 2 * 224)
+        cells = np.asarray(image.convert("RGB")).reshape(2, 224, 5, 224, 3)
+    assert (cells.mean((1, 3, 4)) > 30).all()
+
+
 def test_recipe_says_what_was_asked(tmp_path: Path) -> None:
     write_fundus_cohort(tmp_path, camera="a", strength=0.5, **SMALL)
     recipe = json.loads((tmp_path / "recipe.json").read_text())
@@ -237,3 +250,47 @@ def test_three_hundred_photographs_take_under_twenty_seconds_of_one_core() -> No
         image = photograph(eye, CAMERAS["a"], size_px=256, seed=0, names=(number,))
         encode_photograph(image, CAMERAS["a"])
     assert (time.process_time() - began) * 30 < 20
+
+
+def simple_features(image_HWC: np.ndarray) -> list[float]:
+    """Dark dots, and the shares of pixels well above and well below their surroundings in green."""
+    green = image_HWC[..., 1]
+    around = cv2.GaussianBlur(green, (0, 0), 12).astype(float)
+    return [dark_dots(image_HWC), (green - around > 25).mean(), (around - green > 25).mean()]
+
+
+@pytest.mark.slow
+def test_documented_bounds_and_gap(tmp_path: Path) -> None:
+    """The figures under "What to expect" in docs/synthetic_fundus.md; oracle: scikit-learn."""
+    inputs: dict[str, dict[str, np.ndarray]] = {}
+    grades, splits = {}, {}
+    for camera, num_patients in (("a", 160), ("b", 80)):
+        table = write_fundus_cohort(tmp_path / camera, num_patients=num_patients, seed=0, camera=camera, size_px=256)
+        rows, truth = read(table), read(table.with_name("ground_truth.csv"))
+        folder, extension = table.parent / "train_images", CAMERAS[camera].extension
+        pictures = [np.asarray(Image.open(folder / f"{row['id_code']}.{extension}")) for row in rows]
+        counts = np.array(
+            [[int(row[name]) for name in ("microaneurysms", "haemorrhages", "exudates")] for row in truth]
+        )
+        inputs[camera] = {
+            "truth": np.concatenate([counts, np.sqrt(counts)], axis=1),
+            "by hand": np.array([simple_features(picture) for picture in pictures]),
+            "pixels": np.array([cv2.resize(p, (28, 28), interpolation=cv2.INTER_AREA).ravel() for p in pictures]) / 255,
+        }
+        grades[camera] = np.array([int(row["diagnosis"]) for row in rows])
+        splits[camera] = np.array([row["split"] for row in rows])
+    scores = {}
+    for name, strength in (("truth", 1.0), ("by hand", 1.0), ("pixels", 0.1)):
+        is_test = splits["a"] == "test"
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(C=strength, max_iter=5000, class_weight="balanced")
+        ).fit(inputs["a"][name][~is_test], grades["a"][~is_test])
+        for camera, rows_N in (("a", is_test), ("b", np.ones(len(grades["b"]), bool))):
+            predicted, true = model.predict(inputs[camera][name][rows_N]), grades[camera][rows_N]
+            kappa = cohen_kappa_score(true, predicted, weights="quadratic")
+            scores[name, camera] = (balanced_accuracy_score(true, predicted), kappa)
+    expected = {("truth", "a"): (0.72, 0.92), ("truth", "b"): (0.65, 0.90)}
+    expected |= {("by hand", "a"): (0.46, 0.77), ("by hand", "b"): (0.26, 0.42)}
+    for key, (accuracy, kappa) in expected.items():
+        assert scores[key] == pytest.approx((accuracy, kappa), abs=0.03), key
+    assert max(scores["pixels", "a"][0], scores["pixels", "b"][0]) < 0.3  # chance is 0.2
