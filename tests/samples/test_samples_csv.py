@@ -169,6 +169,15 @@ def test_tables_as_programs_write_them(tmp_path: Path, text: str, mark: str, nam
     assert codes(cohort) == expected
 
 
+def test_other_extensions_and_folders_are_told(tmp_path: Path) -> None:
+    frame = frame_of()
+    cohort = load(tmp_path, frame.assign(id_code=frame["id_code"] + ".jpeg"), files_of(frame, ".JPG"))
+    assert codes(cohort) == {"other_extension"}
+    cohort = load(tmp_path, frame, [f"clinic/{path}" for path in files_of(frame)])
+    assert codes(cohort) == {"found_in_folders"}
+    assert cohort.samples["sample_id"].str.startswith("clinic/img_").all()
+
+
 def test_ids_find_their_files() -> None:
     paths = [
         "a.PNG",
@@ -190,6 +199,7 @@ def test_ids_find_their_files() -> None:
     }  # fmt: skip
     assert found.several == {"d": ["d.jpg", "d.png"], "f": ["x/f.png", "y/f.png"]}
     assert found.renamed == ("b.jpg",)
+    assert found.nested == ("c",)
     assert found.unused == ()
     assert match_names(["IDRiD_1", "q"], ["IDRiD_001.jpg", "z.jpg"]) == [("IDRiD_1", "IDRiD_001.jpg")]
 
@@ -232,6 +242,14 @@ def test_one_folder_for_two_tables(tmp_path: Path) -> None:
         SampleError, match=r"1 images have rows with different splits: 'img_000\.png' \(lines 'train:2', "
     ):
         load_two(tmp_path, train, frame_of(1), listings=shared)
+
+
+def test_columns_that_tables_lack_are_told_at_once(tmp_path: Path) -> None:
+    train, test = frame_of().rename(columns={"subject": "id"}), frame_of(3).rename(columns={"diagnosis": "grade"})
+    with pytest.raises(
+        SampleError, match=r"(?s)2 problems.*'subject' for patients in train\.csv.*'diagnosis' for labels in t"
+    ):
+        load_two(tmp_path, train, test, patient="subject")
 
 
 def test_lines_of_several_tables_name_their_split(tmp_path: Path) -> None:
@@ -303,11 +321,12 @@ def repeat(row: int, column: str, value: str) -> Any:
     [
         (
             set_cell(3, "diagnosis", "5"),
-            r"unknown label '5' in column 'diagnosis', 1 rows \(lines 5\); label_map knows",
+            r"unknown label '5' in column 'diagnosis', 1 rows \(lines 5\); data\.label_map knows",
         ),
         (set_cell(3, "id_code", ""), r"lines 5 name no image"),
         (set_cell(3, "part", "tune"), r"must hold train, val or test; got 'tune'"),
         (set_cell(3, "subject", ""), r"lines 5 have no patient id"),
+        (set_cell(3, "subject", "N/A"), r"lines 5 have no patient id"),
         (set_cell(3, "subject", "S 02"), r"1 groups of ids differ only in spelling.*S 02 \(line 5\) / s02 \(line 4\)"),
         (set_cell(3, "subject", "s23"), r"1 patients have items with different splits: 's23'"),
         (set_cell(4, "subject", "s03"), r"1 patients have items with different labels: 's03'\. Metrics are by patient"),
@@ -350,6 +369,11 @@ def test_files_that_fit_no_row(tmp_path: Path, files: list[str], message: str) -
         ({"label_map": GRADES | {"0.0": "mild"}}, r"two classes for the label '0\.0'"),
         ({"label_map": GRADES | {"3": "none"}}, r"label_map: 'none' is not among the classes"),
         ({"domains": ["diagnosis"]}, r"domains holds the label 'diagnosis'"),
+        ({"domains": ["camera", "camera"]}, r"domains lists a column twice"),
+        (
+            {"label_map": None},
+            r"unknown label '0' in column 'diagnosis', 8 rows .*; without data\.label_map it is \['no',",
+        ),
         ({"domains": ["part"]}, r"domains: 'part' mean something of their own"),
         ({"where": {"camera": "Z"}}, r"where: no row has camera='Z'; the column holds 'A', 'B'"),
     ],

@@ -1,5 +1,6 @@
 """Cohorts of images opened by a study: files found, staged and decoded. Oracle: the pixels they were written from."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from s3_server import boto_client, running_s3_server, use_test_keys
-from vitreous.config.compose import validate_study
+from vitreous.config.compose import load_study, validate_study
 from vitreous.core.errors import CircumstanceError, InputError, LocationError
 from vitreous.inputs.image import Image
 from vitreous.inputs.volume import Volume
@@ -197,3 +198,56 @@ def test_an_empty_or_absent_folder_is_named(tmp_path: Path) -> None:
     for folder, message in (("empty", "holds no files"), ("absent", "does not exist")):
         with pytest.raises(LocationError, match=rf"{folder}: {message}"):
             open_study(csv_of(tmp_path, files={"train": str(tmp_path / "train"), "test": str(tmp_path / folder)}))
+
+
+STUDY = """
+name: dr
+data: {data}
+encoders: {{e: {{family: vit3d, checkpoint: m.pt}}}}
+recipes: {{l: {{kind: linear_probe}}}}
+"""
+GRADES = """
+  classes: [no_dr, mild, moderate, severe, proliferative]"""
+IDRID = (
+    """
+  kind: csv
+  table: {train: "DATA/idrid/a. IDRiD_Disease Grading_Training Labels.csv",
+          test: "DATA/idrid/b. IDRiD_Disease Grading_Testing Labels.csv"}
+  files: {train: DATA/idrid/train, test: DATA/idrid/test}
+  image: Image name
+  label: Retinopathy grade
+  label_map: {0: no_dr, 1: mild, 2: moderate, 3: severe, 4: proliferative}
+  split: {val_fraction: 0.2, seed: 0}"""
+    + GRADES
+)
+RETINAMNIST = "\n  kind: npz\n  table: DATA/medmnist/retinamnist.npz\n  axes: HWC" + GRADES
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("data", "train_and_val", "test", "shape"),
+    [
+        (IDRID, [134, 20, 136, 74, 49], [34, 5, 32, 19, 13], (448, 674, 3)),
+        (RETINAMNIST, [540, 140, 234, 214, 72], [174, 46, 92, 68, 20], (28, 28, 3)),
+    ],
+)
+def test_published_cohorts(
+    tmp_path: Path, data: str, train_and_val: list[int], test: list[int], shape: tuple[int, ...]
+) -> None:
+    """Study files of IDRiD and RetinaMNIST. Oracle: counts as published; RetinaMNIST's train and val by its arrays."""
+    shared = Path(os.environ.get("VITREOUS_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not shared.exists():
+        pytest.skip(f"{shared} is not here")
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(data=data.replace("DATA", str(shared))))
+    opened = open_data(load_study(str(path)), keep_listing=False)
+    counts = opened.cohort.count_by(["split", "class"]).pivot(index="class", columns="split", values="volumes")
+    counts = counts.loc[list(opened.cohort.classes)]
+    assert (counts["train"] + counts["val"]).tolist() == train_and_val
+    assert counts["test"].tolist() == test
+    assert opened.cohort.excluded.empty
+    (request, file), *_ = opened.stage(opened.requests[:1])
+    assert isinstance(file, Path)
+    image = opened.load_input(request, file)
+    assert isinstance(image, Image)
+    assert image.pixels_HWC.shape == shape

@@ -33,12 +33,14 @@ class FoundImages:
         relative: path below the folder of each id that has one file.
         several: id → the files that it may mean.
         renamed: ids whose file has another extension than the table says.
+        nested: ids without a folder whose file lies in one.
         unused: image files that no id means.
     """
 
     relative: dict[str, str]
     several: dict[str, list[str]]
     renamed: tuple[str, ...]
+    nested: tuple[str, ...]
     unused: tuple[str, ...]
 
 
@@ -54,6 +56,7 @@ def find_images(identifiers: Iterable[str], listing: Sequence[ObjectInfo]) -> Fo
     found: dict[str, str] = {}
     several: dict[str, list[str]] = {}
     renamed: list[str] = []
+    nested: list[str] = []
     for identifier in dict.fromkeys(identifiers):
         path = posixpath.normpath(identifier.replace("\\", "/").lstrip("/")) if identifier else ""
         if path in paths:
@@ -69,8 +72,11 @@ def find_images(identifiers: Iterable[str], listing: Sequence[ObjectInfo]) -> Fo
             found[identifier] = files[0]
             if is_image_name(path) and posixpath.splitext(files[0])[1] != posixpath.splitext(path)[1]:
                 renamed.append(identifier)
+            if posixpath.dirname(files[0]) != posixpath.dirname(path):
+                nested.append(identifier)
     used = set(found.values()).union(*several.values())
-    return FoundImages(found, several, tuple(renamed), tuple(path for path in images if path not in used))
+    unused = tuple(path for path in images if path not in used)
+    return FoundImages(found, several, tuple(renamed), tuple(nested), unused)
 
 
 def match_names(missing: Iterable[str], files: Iterable[str]) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ Listing = Sequence[ObjectInfo]
 _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 _UNKNOWN = "unknown"
 _OWN_NAMES = {*SAMPLE_COLUMNS, "class", "rule", "detail", "image", "part"}
+_PATIENT_REMEDY = "Give data.patient, the column of patient ids, if the table has one."
 _ONE_LABEL = "Metrics are by patient, so all images of one need the same."
 
 
@@ -78,10 +79,9 @@ def load_image_table(
     columns = {"images": [image], "labels": [label], "patients": [patient] if patient else [], "domains": domains}
     columns |= {"splits": [split] if isinstance(split, str) else [], "where": list(where or {})}
     for table in read.values():
-        about = problems if len(read) == 1 else Problems(table.name)
+        of_table = "" if len(read) == 1 else f" in {table.name}"
         for purpose, names in columns.items():
-            check_columns(table, names, purpose, about)
-        about.check_none()
+            check_columns(table, names, purpose + of_table, problems)
     _check_options(classes, label, domains, problems)
     problems.check_none()
     cells = _stack(read)
@@ -92,10 +92,11 @@ def load_image_table(
     exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
     findings = [finding for table in read.values() for finding in table.findings]
     findings += _add_files(rows, listings, problems)
-    rows["patient_id"] = rows["sample_id"] if patient is None else cells[patient]
     if patient is None:
-        findings.append(patients_are_rows(", ".join(t.name for t in read.values()), _PATIENT_REMEDY))
+        rows["patient_id"] = rows["sample_id"]
+        findings.append(patients_are_rows(", ".join(table.name for table in read.values()), _PATIENT_REMEDY))
     else:
+        rows["patient_id"] = cells[patient].where(~is_missing(cells[patient]), "")
         check_ids(rows.loc[rows["rule"] == "", "patient_id"], problems)
     _add_splits(rows, cells, split, image, patient, problems)
     for domain in domains:
@@ -114,9 +115,6 @@ def load_image_table(
         (),
         where=", ".join(table.name for table in read.values()),
     )
-
-
-_PATIENT_REMEDY = "Give data.patient, the column of patient ids, if the table has one."
 
 
 def _read_tables(tables: Path | Mapping[str, Path], names: str | Mapping[str, str] | None) -> dict[str, Table]:
@@ -139,6 +137,8 @@ def _check_options(classes: Sequence[str], label: str, domains: Sequence[str], p
         problems.add(f"classes must be two or more different names; got {list(classes)}.")
     if label in domains:
         problems.add(f"domains holds the label {label!r}, which would show the labels of the test split; take it out.")
+    if len(set(domains)) != len(domains):
+        problems.add(f"domains lists a column twice: {list(domains)}.")
     if taken := sorted(_OWN_NAMES & set(domains)):
         problems.add(f"domains: {examples(taken)} mean something of their own in a cohort; rename the column.")
 
@@ -164,7 +164,9 @@ def _class_indices(
     for unread, lines in values[unknown].groupby(values[unknown]).groups.items():
         near = difflib.get_close_matches(str(unread), index_of, n=1, cutoff=0.6)
         hint = f" Nearest: {near[0]!r}." if near else ""
-        known = f"classes are {list(classes)}" if label_map is None else f"label_map knows {list(label_map)}"
+        known = (
+            f"data.label_map knows {list(label_map)}" if label_map else f"without data.label_map it is {list(classes)}"
+        )
         problems.add(
             f"unknown label {unread!r} in column {label!r}, {len(lines)} rows (lines {examples(lines)}); {known}.{hint}"
         )
@@ -186,7 +188,7 @@ def _add_files(rows: pd.DataFrame, listings: Listing | Mapping[str, Listing], pr
     relative = pd.Series("", index=rows.index, dtype="str")
     rows["size"], rows["etag"] = -1, ""
     has_file = pd.Series(False, index=rows.index)
-    num_images, unused, renamed = 0, 0, 0
+    num_files, unused, renamed, nested = 0, 0, 0, 0
     for part, listing in folders.items():
         of_part = rows["part"] == part if per_split else pd.Series(True, index=rows.index)
         named = rows.loc[of_part & (rows["image"] != ""), "image"]
@@ -200,18 +202,24 @@ def _add_files(rows: pd.DataFrame, listings: Listing | Mapping[str, Listing], pr
         below[paths.index] = paths
         relative[of_part] = f"{part}/" + below if per_split else below
         _check_files(rows.loc[named.index], found, listing, problems)
-        num_images += len(infos)
+        num_files += len(infos)
         unused += len(found.unused)
         renamed += len(found.renamed)
+        nested += len(found.nested)
     rows["relative"] = rows["sample_id"] = relative
     exclude(rows, ~has_file, "file missing", "in the table, not below data.files")
     findings = []
     if unused:
         title = f"{unused} image files have no row in the table and are not read."
-        findings.append(Finding("files_without_row", "info", title, f"{num_images} files below data.files"))
+        findings.append(Finding("files_without_row", "info", title, f"{num_files} files below data.files"))
     if renamed:
         title = f"{renamed} images have another extension than the table says."
         findings.append(Finding("other_extension", "info", title, "the only file of that name was taken"))
+    if nested:
+        title = f"{nested} images lie in folders that the table does not name."
+        findings.append(
+            Finding("found_in_folders", "info", title, "the only file of that name below data.files was taken")
+        )
     return findings
 
 
