@@ -163,6 +163,14 @@ def test_bytes_after_the_end_are_nobodys(decoded) -> None:
         np.testing.assert_array_equal(decoded(content + b"vendor").pixels_HWC, decoded(content).pixels_HWC)
 
 
+def test_of_a_jpeg_with_further_pictures_the_first_is_read_and_said(decoded) -> None:
+    others = [PIL.Image.fromarray(255 - smooth())]
+    image = decoded(by_pillow(smooth(), "MPO", save_all=True, append_images=others))
+    assert np.abs(image.pixels_HWC.astype(int) - smooth()).mean() < 3
+    assert image.facts["pictures"] == "first of several"
+    assert decoded(by_pillow(smooth(), "JPEG")).facts["pictures"] == "one"
+
+
 # ---- transparency ----
 
 

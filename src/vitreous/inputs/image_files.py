@@ -134,6 +134,8 @@ def _decode(file_format: ImageFormat, content: bytes, max_bytes: int) -> tuple[P
         "bits": stored.bits,
         "orientation": orientation,
         "alpha": alpha,
+        # a camera's JPEG may carry previews, a gain map or the other eye of a stereo pair behind the picture itself
+        "pictures": "first of several" if "mp" in reader.info else "one",
         "colour_profile": "not applied" if reader.info.get("icc_profile") else "none",
     }
     return pixels_HWC, facts
