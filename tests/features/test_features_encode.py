@@ -76,7 +76,7 @@ def run(root: Path, encoders: Sequence[Encoder], requests: Sequence[Request], **
         tasks(root, encoders, requests),
         **{  # type: ignore[arg-type]
             "stage": stage,
-            "load_volume": load_volume,
+            "load_input": load_volume,
             "shard_size": 4,
             **options,
         },
@@ -99,7 +99,7 @@ def test_one_pass_equals_each_encoder_alone(tmp_path: Path) -> None:
         decoded.append(request.file_id)
         return load_volume(request, path)
 
-    summary = run(tmp_path / "store", encoders, requests, load_volume=counting)
+    summary = run(tmp_path / "store", encoders, requests, load_input=counting)
     assert sorted(decoded) == [request.file_id for request in requests], "each file is decoded once for all encoders"
     assert summary.num_encoded == {"e0": 7, "e1": 7}
     for one in encoders:
@@ -119,7 +119,7 @@ def test_a_second_pass_encodes_nothing(tmp_path: Path) -> None:
     def never(request: Request, path: Path) -> Volume:
         raise AssertionError(f"{request} was decoded again")
 
-    assert run(tmp_path / "store", [encoder(0)], requests, load_volume=never).num_encoded == {"e0": 0}
+    assert run(tmp_path / "store", [encoder(0)], requests, load_input=never).num_encoded == {"e0": 0}
 
 
 @pytest.mark.parametrize("stop_after", range(1, 11))
@@ -210,7 +210,7 @@ def test_a_file_beyond_the_limit_is_tried_again_when_the_limit_is_raised(tmp_pat
     def strict(request: Request, path: Path) -> Volume:
         return decode_volume(path, declared=DECLARED, max_bytes=100)
 
-    summary = run(tmp_path / "store", [encoder(0)], requests, load_volume=strict)
+    summary = run(tmp_path / "store", [encoder(0)], requests, load_input=strict)
     assert len(summary.unusable) == 3
     assert "allow more bytes per volume" in str(summary.unusable["id000"])
     assert run(tmp_path / "store", [encoder(0)], requests).num_encoded == {"e0": 3}

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from vitreous.config.model import Frozen
 from vitreous.config.probe_recipes import (
@@ -46,6 +46,11 @@ class Augment(Frozen):
     def is_off(self) -> bool:
         """Whether nothing would change."""
         return not any(value for name, value in self if name != "flip_axes")
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what has no effect."""
+        return {name: value for name, value in dump(self).items() if name != "flip_axes" or self.flip}
 
     @model_validator(mode="after")
     def _axes(self) -> "Augment":
@@ -130,6 +135,16 @@ class PixelRecipe(Frozen):
     def _auto(cls, value: Any) -> Any:
         return spell_class_weights(value)
 
+    @property
+    def _without_effect(self) -> set[str]:
+        without = {"head_width"} if self.head == "linear" else set()
+        return without | ({"min_delta"} if self.patience is None else set())
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what has no effect."""
+        return {name: value for name, value in dump(self).items() if name not in self._without_effect}
+
     @model_validator(mode="after")
     def _effective_options(self) -> "PixelRecipe":
         problems = []
@@ -208,6 +223,10 @@ class Staged(PixelRecipe):
         if self.unfreeze_at_epoch is not None and self.unfreeze_at_epoch >= self.epochs:
             raise ValueError(f"unfreeze_at_epoch ({self.unfreeze_at_epoch}) must be fewer than epochs ({self.epochs})")
         return self
+
+    @property
+    def _without_effect(self) -> set[str]:
+        return super()._without_effect | ({"epochs", "unfreeze_at_epoch"} if self.stages else {"stages"})
 
     @property
     def plan(self) -> tuple[Stage, ...]:

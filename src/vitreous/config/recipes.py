@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from vitreous.config.pixel_recipes import Finetune, FromScratch, Lora, Partial, Staged
 from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
 
 FeatureRecipe = LinearProbe | MlpProbe | LogisticRegression | Knn
+RecipeOnPixels = Finetune | Partial | Staged | Lora | FromScratch
 
-Recipe = Annotated[FeatureRecipe, Field(discriminator="kind")]
+Recipe = Annotated[FeatureRecipe | RecipeOnPixels, Field(discriminator="kind")]

@@ -17,14 +17,15 @@ _OF_CHECKPOINTS = ("which", "key_prefix")
 
 
 class EncoderConfig(Frozen):
-    """One encoder: a family and either a checkpoint or an architecture with random weights.
+    """One encoder: a family, and a checkpoint, a name at the family's own source, or a random architecture.
 
-    `input` overrides single fields of the InputSpec that comes with the weights; the report names them.
+    `input` overrides single fields of the InputSpec or ImageSpec that comes with the weights; the report names them.
     `options` are those of the family, such as `num_slices` of litemedsam.
     """
 
     family: str
     checkpoint: str | None = None
+    hub: str | None = None
     random: dict[str, Any] | None = None
     which: Literal["context", "target"] = "context"
     key_prefix: str | None = None
@@ -34,17 +35,21 @@ class EncoderConfig(Frozen):
     @model_serializer(mode="wrap")
     def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what says how to read a checkpoint where there is none."""
-        without = {"checkpoint", *_OF_CHECKPOINTS} if self.random is not None else {"random"}
+        without = {name for name in ("checkpoint", "hub", "random") if getattr(self, name) is None}
+        without |= set(_OF_CHECKPOINTS) if self.checkpoint is None else set()
         return {name: value for name, value in dump(self).items() if name not in without}
 
     @model_validator(mode="after")
     def _one_source(self) -> "EncoderConfig":
-        if (self.checkpoint is None) == (self.random is None):
-            raise ValueError("an encoder has either `checkpoint: PATH` or `random: {architecture}`; give exactly one")
-        if self.random is not None:
+        if sum(source is not None for source in (self.checkpoint, self.hub, self.random)) != 1:
+            raise ValueError(
+                "an encoder has either `checkpoint: PATH`, `hub: NAME` or `random: {architecture}`; give exactly one"
+            )
+        if self.checkpoint is None:
+            what = "random weights have none" if self.hub is None else "a hub name has none"
             for key in _OF_CHECKPOINTS:
                 if key in self.model_fields_set:
-                    raise ValueError(f"`{key}` says what to read from a checkpoint; random weights have none")
+                    raise ValueError(f"`{key}` says what to read from a checkpoint; {what}")
         return self
 
 

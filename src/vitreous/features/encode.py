@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from vitreous.core.errors import CircumstanceError, InputError, StorageError
-from vitreous.core.input_spec import InputSpec
+from vitreous.core.input_spec import AnySpec
 from vitreous.core.progress import Advance, no_progress
 from vitreous.encoders.encoder import Encoder
+from vitreous.features.pixel_store import PixelStore
 from vitreous.features.pooling import pool_tokens
 from vitreous.features.store import EncodedFile, FeatureStore
-from vitreous.inputs.description import volume_statistics
-from vitreous.inputs.preprocessing import preprocess_volume
-from vitreous.inputs.volume import Volume
+from vitreous.inputs.prepare import Decoded, describe_decoded, finish_input, prepare_input
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Request:
 
     Args:
         file_id: content identity; equal content is encoded once.
-        source: what `stage` and `load_volume` understand.
+        source: what `stage` and `load_input` understand.
         item: index inside the file, -1 for the whole file.
     """
 
@@ -51,6 +50,21 @@ class EncoderTask:
     store: FeatureStore
     missing: frozenset[str]
     batch_size: int = 1
+
+    @property
+    def spec(self) -> AnySpec:
+        """The input that the encoder takes."""
+        return self.encoder.spec
+
+
+@dataclass(frozen=True)
+class PixelTask:
+    """Prepared inputs to be kept for training on pixels, and the ids of the files that are not there yet."""
+
+    name: str
+    spec: AnySpec
+    store: PixelStore
+    missing: frozenset[str]
 
 
 @dataclass
@@ -96,7 +110,7 @@ class _ShardWriter:
 
     def __init__(self, task: EncoderTask, *, shard_size: int, device: torch.device) -> None:
         self.task, self.shard_size, self.device = task, shard_size, device
-        self.spec_key = _spec_key(task.encoder.spec)
+        self.spec_key = _spec_key(task.spec)
         self.rows: list[EncodedFile] = []
         self.waiting: list[tuple[int, torch.Tensor]] = []
         self.num_seen = 0
@@ -129,7 +143,7 @@ class _ShardWriter:
         if not self.waiting:
             return
         space = self.task.store.space
-        batch_BCDHW = torch.stack([tensor for _, tensor in self.waiting]).to(self.device)
+        batch_BCDHW = _stack([tensor for _, tensor in self.waiting], self.task.spec).to(self.device)
         with torch.inference_mode():
             tokens = self.task.encoder(batch_BCDHW)
             features_BD = pool_tokens(tokens, space.pooling, space.grid).cpu().numpy()
@@ -148,12 +162,40 @@ class _ShardWriter:
         self.waiting = []
 
 
+class _PixelWriter:
+    """Keeps the prepared inputs of one spec, each as soon as it is there."""
+
+    def __init__(self, task: PixelTask) -> None:
+        self.task = task
+        self.spec_key = _spec_key(task.spec)
+        self.num_written = 0
+
+    def add(self, prepared: _Prepared) -> None:
+        file_id = prepared.request.file_id
+        match prepared.inputs.get(self.spec_key):
+            case InputError() as error:
+                self.task.store.write_error(file_id, prepared.statistics, type(error).__name__, str(error))
+            case torch.Tensor() as tensor:
+                self.task.store.write(file_id, tensor, prepared.statistics)
+                self.num_written += 1
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def _stack(prepared: Sequence[torch.Tensor], spec: AnySpec) -> torch.Tensor:
+    """A batch (B, C, D, H, W); files of 8 and of 16 bits may stand side by side."""
+    if len({tensor.dtype for tensor in prepared}) == 1:
+        return finish_input(torch.stack(list(prepared)), spec)
+    return torch.stack([finish_input(tensor, spec) for tensor in prepared])
+
+
 def encode_missing(
     requests: Sequence[Request],
-    tasks: Sequence[EncoderTask],
+    tasks: Sequence[EncoderTask | PixelTask],
     *,
     stage: Callable[[Sequence[Request]], Iterable[Staged]],
-    load_volume: Callable[[Request, Path], Volume],
+    load_input: Callable[[Request, Path], Decoded],
     shard_size: int = 64,
     workers: int = 2,
     max_bad: int | None = None,
@@ -164,9 +206,9 @@ def encode_missing(
 
     Args:
         requests: all files of the study in its fixed order, each id once.
-        tasks: encoders with their stores and what they miss.
+        tasks: encoders with their stores and what they miss; prepared inputs to be kept likewise.
         stage: brings files to disk ahead of use, in the order asked for.
-        load_volume: decodes a staged file; raises InputError for one that cannot be used.
+        load_input: decodes a staged file; raises InputError for one that cannot be used.
         shard_size: files a shard; a killed pass repeats at most this many.
         workers: decoding threads.
         max_bad: the pass stops when more files than this cannot be used; None goes through all.
@@ -174,15 +216,18 @@ def encode_missing(
     """
     begin = time.perf_counter()
     device = device or torch.device("cpu")
-    writers = [_ShardWriter(task, shard_size=shard_size, device=device) for task in tasks]
+    writers = [
+        _PixelWriter(task) if isinstance(task, PixelTask) else _ShardWriter(task, shard_size=shard_size, device=device)
+        for task in tasks
+    ]
     union = frozenset().union(*(task.missing for task in tasks))
     summary = PassSummary()
     num_bad = 0
 
     def prepare(staged: Staged) -> _Prepared:
         request, path = staged
-        specs = [task.encoder.spec for task in tasks if request.file_id in task.missing]
-        return _prepare(request, path, specs, load_volume)
+        specs = [task.spec for task in tasks if request.file_id in task.missing]
+        return _prepare(request, path, specs, load_input)
 
     for prepared in _ahead(prepare, stage([request for request in requests if request.file_id in union]), workers):
         if prepared.unusable is not None:
@@ -207,25 +252,25 @@ def encode_missing(
 def _prepare(
     request: Request,
     path: Path | StorageError,
-    specs: Sequence[InputSpec],
-    load_volume: Callable[[Request, Path], Volume],
+    specs: Sequence[AnySpec],
+    load_input: Callable[[Request, Path], Decoded],
 ) -> _Prepared:
     if isinstance(path, StorageError):
         return _Prepared(request, {}, {}, unusable=path)
     distinct = {_spec_key(spec): spec for spec in specs}
     try:
-        volume = load_volume(request, path)
+        decoded = load_input(request, path)
     except CircumstanceError as error:
         return _Prepared(request, {}, {}, unusable=error)
     except InputError as error:
         return _Prepared(request, {}, dict.fromkeys(distinct, error))
-    inputs = {key: _preprocess(volume, spec) for key, spec in distinct.items()}
-    return _Prepared(request, volume_statistics(volume), inputs)
+    inputs = {key: _try_prepare(decoded, spec) for key, spec in distinct.items()}
+    return _Prepared(request, describe_decoded(decoded), inputs)
 
 
-def _preprocess(volume: Volume, spec: InputSpec) -> torch.Tensor | InputError:
+def _try_prepare(decoded: Decoded, spec: AnySpec) -> torch.Tensor | InputError:
     try:
-        return preprocess_volume(volume, spec)
+        return prepare_input(decoded, spec)
     except InputError as error:
         return error
 
@@ -235,7 +280,7 @@ def files_in_use(workers: int) -> int:
     return 2 * workers + 2
 
 
-def _spec_key(spec: InputSpec) -> str:
+def _spec_key(spec: AnySpec) -> str:
     return spec.model_dump_json()
 
 

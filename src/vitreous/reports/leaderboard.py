@@ -43,6 +43,7 @@ class RowPredictions:
         is_floor: a row that the others must clear.
         is_constant: predicts one class by design, so that this is no finding.
         trainable_parameters: numbers learned by the recipe, if known.
+        total_parameters: those of encoder and head together.
         notes: plain sentences to print with the row, such as an overridden InputSpec.
     """
 
@@ -53,6 +54,7 @@ class RowPredictions:
     is_floor: bool = False
     is_constant: bool = False
     trainable_parameters: int | None = None
+    total_parameters: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,6 +92,7 @@ class LeaderboardRow:
     to_best: Difference
     confusion_CC: tuple[tuple[int, ...], ...]
     trainable_parameters: int | None
+    total_parameters: int | None
     cleared: tuple[str, ...]
     not_cleared: tuple[str, ...]
     notes: tuple[str, ...]
@@ -218,6 +221,7 @@ def _build_row(
         to_best=comparison.difference_to_best(row.name) if comparison.best else Difference(*[no_best] * 5),
         confusion_CC=tuple(tuple(int(count) for count in counts) for counts in np.asarray(confusion_CC)),
         trainable_parameters=row.trainable_parameters,
+        total_parameters=row.total_parameters,
         cleared=() if row.is_floor else tuple(floor for floor in floors if comparison.is_better(row.name, floor)),
         not_cleared=() if row.is_floor else tuple(f for f in floors if not comparison.is_better(row.name, f)),
         notes=notes,

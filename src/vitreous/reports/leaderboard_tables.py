@@ -34,7 +34,7 @@ def leaderboard_frame(leaderboard: Leaderboard) -> pd.DataFrame:
         {name: None if isinstance(cell, Undefined) else cell for name, cell in cells.items()}
         for cells in leaderboard_cells(leaderboard)
     ]
-    return pd.DataFrame(rows).astype({"rank": "Int64", "trainable_parameters": "Int64"})
+    return pd.DataFrame(rows).astype({"rank": "Int64", "trainable_parameters": "Int64", "total_parameters": "Int64"})
 
 
 def write_leaderboard(leaderboard: Leaderboard, run_dir: Path) -> None:
@@ -171,7 +171,8 @@ def _row_cells(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]
     cells |= {
         "diff_to_best": row.to_best.value, "diff_to_best_low": row.to_best.low, "diff_to_best_high": row.to_best.high,
         "p": row.to_best.p, "p_holm": row.to_best.p_holm, "is_floor": int(row.is_floor),
-        "trainable_parameters": row.trainable_parameters, "notes": "; ".join(row.notes),
+        "trainable_parameters": row.trainable_parameters, "total_parameters": row.total_parameters,
+        "notes": "; ".join(row.notes),
     }  # fmt: skip
     reasons: dict[str, list[str]] = {}
     for name, cell in cells.items():

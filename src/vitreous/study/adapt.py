@@ -1,11 +1,11 @@
-"""Recipes on features: fit, choose on val, write one folder per seed. Test is not read here.
+"""Every row: fit, choose on val, write one folder per seed. Test labels are not read here.
 
 Axes: N row, D feature.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitreous.config.recipes import Knn, LinearProbe, LogisticRegression, MlpProbe, Recipe
+from vitreous.config.pixel_recipes import PixelRecipe
+from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError
 from vitreous.core.files import replacing, write_json
@@ -27,69 +28,36 @@ from vitreous.recipes.floors import fit_majority
 from vitreous.recipes.probe_grid import FeatureSet, FittedProbe, ProbeMember, ProbeSettings, fit_probe_grid
 from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logistic_sweep
 from vitreous.recipes.selection import Selection, select_member
+from vitreous.study.adapt_pixels import PixelRun, adapt_on_pixels
 from vitreous.study.encode import StudyFeatures
-from vitreous.study.encoders import OpenedEncoder
-from vitreous.study.heads import Head, is_finished, write_head
+from vitreous.study.heads import Head, is_finished, write_head, write_tensors
 from vitreous.study.partitions import Partition, feature_set
+from vitreous.study.row import Row, is_on_pixels, is_seeded
 from vitreous.study.run_directory import RunDirectory
 
 # what decides a head besides its settings; raised when the training of heads changes its numbers
 TRAINING_VERSION = 1
-FLOOR = "floor"
-MAJORITY = "majority"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the leaderboard to be.
-
-    Args:
-        recipe: of the study; None for the majority floor, which looks at no feature.
-    """
-
-    encoder: str
-    recipe_name: str
-    recipe: Recipe | None
-    seeds: tuple[int, ...]
-
-
-def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder]) -> list[Row]:
-    """Every encoder with every recipe, then the floors without an encoder."""
-    rows = [
-        Row(opened.name, name, recipe, config.seeds if is_seeded(recipe) else config.seeds[:1])
-        for opened in encoders
-        for name, recipe in config.recipes.items()
-    ]
-    if "majority" in config.floors:
-        rows.append(Row(FLOOR, MAJORITY, None, config.seeds[:1]))
-    return rows
-
-
-def is_seeded(recipe: Recipe | None) -> bool:
-    """Whether chance plays a part; L-BFGS and neighbours give the same for every seed and are run once."""
-    return isinstance(recipe, LinearProbe | MlpProbe)
 
 
 def adapt_all(
-    config: StudyConfig,
-    directory: RunDirectory,
-    rows: Sequence[Row],
-    partitions: Sequence[Partition],
-    features: StudyFeatures,
-    models: Mapping[str, Mapping[str, Any]],
-    device: str = "cpu",
+    run: PixelRun, rows: Sequence[Row], partitions: Sequence[Partition], models: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Fit whatever is not finished yet.
+    """Fit whatever is not finished yet: rows on features first, since they cost seconds.
 
     Args:
         partitions: of the usable samples.
         models: per encoder, what its ``model.json`` says of it.
     """
-    work = [(row, partition) for row in rows for partition in partitions]
+    work = [(row, partition) for row in rows for partition in partitions if not is_on_pixels(row.recipe)]
     with progress_bar("Adapting", len(work)) as advance:
         for row, partition in work:
-            _adapt(config, directory, row, partition, features, models.get(row.encoder, {}), device)
+            about = models.get(row.encoder, {})
+            _adapt(run.config, run.directory, row, partition, run.features, about, run.runtime.device)
             advance(1)
+    for row in rows:
+        for partition in partitions:
+            if isinstance(row.recipe, PixelRecipe):
+                adapt_on_pixels(run, row, row.recipe, partition, models[row.encoder])
 
 
 def _adapt(
@@ -135,7 +103,8 @@ def _adapt(
         one, predictions = fitted[member], val_preds[member]
         if predictions is None or (is_seeded(row.recipe) and one.seed != seed):
             raise RunError(f"{row.encoder}/{row.recipe_name}: the wrong member was chosen; please report this.")
-        head = Head(seed, one.settings, one.tensors, one.history, one.best_epoch, _number(scores[member]), predictions)
+        write = partial(write_tensors, one.tensors)
+        head = Head(seed, one.settings, write, one.history, one.best_epoch, _number(scores[member]), predictions)
         write_head(folders[seed], head, unit=unit, model=model, recipe=recipe)
 
 
@@ -158,6 +127,8 @@ def _fit(
             return fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
         case Knn(k=ks, distance=distance):
             return fit_knn_sweep(train, val, ks, num_classes=num_classes, metric=distance)
+        case PixelRecipe():
+            raise RunError(f"{row.encoder}/{row.recipe_name}: a recipe on pixels has no features; please report this.")
     assert_never(row.recipe)
 
 

@@ -13,7 +13,7 @@ from vitreous.study.runtime import Runtime
 
 _MATRIX = 1536  # large enough that the product, not its start, is timed; 7 GFLOP
 # share of the matrix-product speed that whole encoders reached on the machines they were measured on
-_REACHED = {"fp32": 0.85, "bf16": 0.45}
+REACHED = {"fp32": 0.85, "bf16": 0.45}
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ def estimate_cost(encoder: Encoder, runtime: Runtime, matmul_flops: float) -> En
     """What one volume costs on this machine."""
     flops = count_flops(encoder)
     parameter_bytes = sum(tensor.numel() * tensor.element_size() for tensor in encoder.parameters())
-    return EncoderCost(flops, flops / (matmul_flops * _REACHED[runtime.precision]), parameter_bytes)
+    return EncoderCost(flops, flops / (matmul_flops * REACHED[runtime.precision]), parameter_bytes)

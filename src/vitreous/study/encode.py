@@ -1,6 +1,7 @@
 """`vitreous encode STUDY`: fill the feature store; and the features of a study, read back."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +15,20 @@ from vitreous.config.compose import load_study
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError, TooManyQuarantinedError
 from vitreous.core.files import replacing
+from vitreous.core.input_spec import AnySpec, ImageSpec
 from vitreous.core.progress import progress_bar
-from vitreous.encoders.encoder import FORWARD_VERSION
-from vitreous.features.encode import EncoderTask, PassSummary, encode_missing, files_in_use
+from vitreous.encoders.encoder import FORWARD_VERSION, Encoder
+from vitreous.features.encode import EncoderTask, PassSummary, PixelTask, encode_missing, files_in_use
+from vitreous.features.pixel_store import PixelSpace, PixelStore
 from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
+from vitreous.inputs.image_files import IMAGE_DECODER_VERSION
+from vitreous.inputs.image_preprocessing import IMAGE_PREPROCESSING_VERSION
 from vitreous.inputs.preprocessing import PREPROCESSING_VERSION
 from vitreous.inputs.volume import DECODER_VERSION
 from vitreous.storage.locks import exclusive
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
 from vitreous.study.runtime import Runtime, resolve_runtime
 
 SHARD_SIZE = 64  # files a shard: at most this many are encoded again after a kill
@@ -34,14 +40,18 @@ class StudyFeatures:
 
     Args:
         samples: rows of the cohort that every encoder could use; `weight` is 1 / (usable volumes of the patient).
-        features: per encoder (N, D) float32, rows as in `samples`.
+        file_ids: content identity of each row's file.
+        features: per frozen encoder (N, D) float32, rows as in `samples`.
+        pixels: per encoder that is trained on pixels, where its prepared inputs lie.
         quarantined: sample_id, patient_id, relative, exception, message.
         statistics: facts of each decoded volume, by sample id.
         summary: what the pass did; zero everywhere when all was known.
     """
 
     samples: pd.DataFrame
+    file_ids: tuple[str, ...]
     features: Mapping[str, npt.NDArray[np.float32]]
+    pixels: Mapping[str, PixelStore]
     quarantined: pd.DataFrame
     statistics: pd.DataFrame
     summary: PassSummary
@@ -58,70 +68,133 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
         grid=config.features.grid,
         precision=runtime.precision,
         dtype=config.features.dtype,
-        versions={"decoder": DECODER_VERSION, "preprocessing": PREPROCESSING_VERSION, "encoder": FORWARD_VERSION},
+        versions={**_input_versions(encoder.spec), "encoder": FORWARD_VERSION},
         declared=data.describe_declared(),
     )
     return FeatureStore(Path(config.store).expanduser(), space)
 
 
+def feature_width(config: StudyConfig, encoder: Encoder) -> int:
+    """Numbers that are kept of each file."""
+    return encoder.width * (math.prod(config.features.grid) if config.features.grid else 1)
+
+
+def pixel_store(config: StudyConfig, data: OpenedData, opened: OpenedEncoder) -> PixelStore:
+    """Where the prepared inputs of one encoder of this study lie."""
+    versions = _input_versions(opened.encoder.spec)
+    space = PixelSpace(opened.encoder.spec, versions, data.describe_declared())
+    return PixelStore(Path(config.store).expanduser(), space)
+
+
+def _input_versions(spec: AnySpec) -> dict[str, int]:
+    if isinstance(spec, ImageSpec):
+        return {"decoder": IMAGE_DECODER_VERSION, "preprocessing": IMAGE_PREPROCESSING_VERSION}
+    return {"decoder": DECODER_VERSION, "preprocessing": PREPROCESSING_VERSION}
+
+
 def encode_study(
-    config: StudyConfig, runtime: Runtime, data: OpenedData, encoders: Sequence[OpenedEncoder]
-) -> StudyFeatures:
-    """Encode what is missing, in one pass for all encoders, and read everything back.
-
-    Raises:
-        RunError: the feature store was changed by something else meanwhile.
-    """
-    stores = {opened.name: feature_store(config, runtime, data, opened) for opened in encoders}
-    asked = [request.file_id for request in data.requests]
-    with ExitStack() as locks:
-        # one job encodes a feature space at a time; who waits finds the work done. Sorted, so that no ring of waiting
-        for folder in sorted({store.folder for store in stores.values()}):
-            locks.enter_context(exclusive(folder / ".lock"))
-        summary = _encode_missing(config, runtime, data, encoders, stores)
-        rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
-    return _gather(data, rows, summary)
-
-
-def _encode_missing(
     config: StudyConfig,
     runtime: Runtime,
     data: OpenedData,
     encoders: Sequence[OpenedEncoder],
+    *,
+    frozen: Collection[str] | None = None,
+    on_pixels: Collection[str] = (),
+) -> StudyFeatures:
+    """Encode what is missing, in one pass for all encoders, and read everything back.
+
+    Args:
+        frozen: names of the encoders whose features are wanted; all if left out.
+        on_pixels: names of the encoders whose prepared inputs are wanted, for recipes that train on them.
+
+    Raises:
+        RunError: the feature store was changed by something else meanwhile.
+    """
+    is_frozen = {opened.name: frozen is None or opened.name in frozen for opened in encoders}
+    stores = {one.name: feature_store(config, runtime, data, one) for one in encoders if is_frozen[one.name]}
+    pixels = {one.name: pixel_store(config, data, one) for one in encoders if one.name in on_pixels}
+    asked = [request.file_id for request in data.requests]
+    with ExitStack() as locks:
+        # one job encodes a feature space at a time; who waits finds the work done. Sorted, so that no ring of waiting
+        folders = {*(store.folder for store in stores.values()), *(store.folder for store in pixels.values())}
+        for folder in sorted(folders):
+            locks.enter_context(exclusive(folder / ".lock"))
+        tasks: list[EncoderTask | PixelTask] = [
+            *_encoder_tasks(runtime, encoders, stores, frozenset(asked)),
+            *_pixel_tasks(encoders, pixels, frozenset(asked)),
+        ]
+        summary = _encode_missing(config, runtime, data, tasks)
+        rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
+        facts = {name: dict(zip(asked, store.read_facts(asked), strict=True)) for name, store in pixels.items()}
+    return _gather(data, rows, facts, pixels, summary)
+
+
+def _encoder_tasks(
+    runtime: Runtime,
+    encoders: Sequence[OpenedEncoder],
     stores: Mapping[str, FeatureStore],
-) -> PassSummary:
-    asked = frozenset(request.file_id for request in data.requests)
+    asked: frozenset[str],
+) -> list[EncoderTask]:
     tasks = []
     for opened in encoders:
-        stores[opened.name].remove_partial()
-        missing = asked - stores[opened.name].known_files()
-        if missing:
+        if opened.name not in stores:
+            continue
+        store = stores[opened.name]
+        store.remove_partial()
+        if missing := asked - store.known_files():
             batch_size = runtime.batch_size_for(opened.encoder.spec)
-            tasks.append(EncoderTask(opened.name, opened.encoder, stores[opened.name], missing, batch_size))
+            tasks.append(EncoderTask(opened.name, opened.encoder, store, missing, batch_size))
+    return tasks
+
+
+def _pixel_tasks(
+    encoders: Sequence[OpenedEncoder], pixels: Mapping[str, PixelStore], asked: frozenset[str]
+) -> list[PixelTask]:
+    """One task per space: encoders of one input share their prepared inputs."""
+    tasks: dict[Path, PixelTask] = {}
+    for opened in encoders:
+        if opened.name not in pixels or pixels[opened.name].folder in tasks:
+            continue
+        store = pixels[opened.name]
+        store.remove_partial()
+        if missing := asked - store.known_files():
+            tasks[store.folder] = PixelTask(f"pixels of {opened.name}", opened.encoder.spec, store, missing)
+    return list(tasks.values())
+
+
+def _encode_missing(
+    config: StudyConfig, runtime: Runtime, data: OpenedData, tasks: Sequence[EncoderTask | PixelTask]
+) -> PassSummary:
     if not tasks:
         return PassSummary()
+    num_encoders = sum(isinstance(task, EncoderTask) for task in tasks)
+    what = f"Encoding for {num_encoders} encoders" if num_encoders else "Preparing inputs"
     files = len(frozenset().union(*(task.missing for task in tasks)))
-    with progress_bar(f"Encoding for {len(tasks)} encoders", files) as advance:
+    with progress_bar(what, files) as advance:
         return encode_missing(
             data.requests,
             tasks,
             stage=partial(data.stage, in_use=files_in_use(runtime.workers)),
-            load_volume=data.load_volume,
+            load_input=data.load_input,
             shard_size=SHARD_SIZE,
             workers=runtime.workers,
-            max_bad=int(config.data.max_quarantined * len(asked)),
+            max_bad=int(config.data.max_quarantined * len(data.requests)),
             device=runtime.torch_device,
             progress=advance,
         )
 
 
 def _gather(
-    data: OpenedData, rows: Mapping[str, Mapping[str, EncodedFile | None]], summary: PassSummary
+    data: OpenedData,
+    rows: Mapping[str, Mapping[str, EncodedFile | None]],
+    facts: Mapping[str, Mapping[str, EncodedFile | None]],
+    pixels: Mapping[str, PixelStore],
+    summary: PassSummary,
 ) -> StudyFeatures:
     samples = data.cohort.samples
     problems = {file_id: (type(error).__name__, str(error)) for file_id, error in summary.unusable.items()}
     not_reached = set()
-    for by_id in rows.values():
+    for by_id in [*rows.values(), *facts.values()]:
         for file_id, row in by_id.items():
             if row is not None and row.exception:
                 problems.setdefault(file_id, (row.exception, row.message))
@@ -145,9 +218,9 @@ def _gather(
         name: np.stack([_features_of(by_id[file_id]) for file_id in ids]) if len(ids) else np.zeros((0, 0), np.float32)
         for name, by_id in rows.items()
     }
-    first = next(iter(rows.values()))
+    first = next(iter([*rows.values(), *facts.values()]))
     statistics = pd.DataFrame([dict(_row(first[file_id]).statistics) for file_id in ids], index=usable["sample_id"])
-    return StudyFeatures(usable, features, quarantined, statistics, summary)
+    return StudyFeatures(usable, tuple(ids), features, pixels, quarantined, statistics, summary)
 
 
 def check_usable(config: StudyConfig, features: StudyFeatures, num_samples: int) -> None:
@@ -195,8 +268,11 @@ def print_encode(study: str, overrides: Sequence[str]) -> None:
     config = load_study(study, overrides)
     runtime = resolve_runtime(config)
     data = open_data(config)
-    encoders = open_encoders(config, runtime, data.cache)
-    features = encode_study(config, runtime, data, encoders)
+    encoders = open_encoders(config, runtime, data.cache, data.modality)
+    rows = rows_of(config, encoders)
+    features = encode_study(
+        config, runtime, data, encoders, frozen=frozen_encoders(rows), on_pixels=encoders_on_pixels(rows)
+    )
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(describe_encoding(data, features))
     for message, count in features.quarantined["message"].value_counts().items():

@@ -7,10 +7,12 @@ from typing import Any
 from vitreous.config.study import EncoderConfig, StudyConfig
 from vitreous.core.errors import ConfigError, UserError
 from vitreous.core.fingerprints import fingerprint
+from vitreous.core.input_spec import Modality
 from vitreous.core.streams import stream_seed
-from vitreous.encoders.catalog import FAMILIES, build_random_encoder, load_encoder
-from vitreous.encoders.encoder import Encoder
+from vitreous.encoders.catalog import FAMILIES, build_random_encoder, fetch_encoder, load_encoder
+from vitreous.encoders.encoder import Encoder, Precision
 from vitreous.storage.files import fetch_file
+from vitreous.storage.location import S3Options
 from vitreous.storage.staging import StagingCache
 from vitreous.study.data import s3_options
 from vitreous.study.runtime import Runtime
@@ -48,8 +50,13 @@ class OpenedEncoder:
         }
 
 
-def open_encoders(config: StudyConfig, runtime: Runtime, cache: StagingCache) -> list[OpenedEncoder]:
+def open_encoders(
+    config: StudyConfig, runtime: Runtime, cache: StagingCache, modality: Modality
+) -> list[OpenedEncoder]:
     """All encoders of the study, then the untrained ones that its floors ask for.
+
+    Args:
+        modality: what the study's data are.
 
     Raises:
         ConfigError: with the problems of every encoder at once.
@@ -58,48 +65,39 @@ def open_encoders(config: StudyConfig, runtime: Runtime, cache: StagingCache) ->
     problems: list[str] = []
     for name, encoder in config.encoders.items():
         try:
-            opened.append(_open(name, encoder, config, runtime, cache))
+            opened.append(_open(name, encoder, config, runtime, cache, modality))
         except UserError as error:
             problems.append(f"encoders.{name}: {error}")
     if problems:
         raise ConfigError(problems)
-    return opened + _untrained_floors(config, opened, runtime)
+    return opened + _untrained_floors(config, opened, runtime, cache)
 
 
 def _open(
-    name: str, encoder: EncoderConfig, config: StudyConfig, runtime: Runtime, cache: StagingCache
+    name: str,
+    encoder: EncoderConfig,
+    config: StudyConfig,
+    runtime: Runtime,
+    cache: StagingCache,
+    modality: Modality,
 ) -> OpenedEncoder:
     if encoder.family not in FAMILIES:
         raise ConfigError(f"unknown family {encoder.family!r}; known are {', '.join(FAMILIES)}.")
-    source: dict[str, Any] = {"family": encoder.family, "options": dict(encoder.options), "input": dict(encoder.input)}
+    source: dict[str, Any] = {
+        "family": encoder.family,
+        "options": dict(encoder.options),
+        "input": dict(encoder.input),
+        "modality": modality,
+    }
     if encoder.random is not None:
         # named by the architecture, not by the encoder: renaming an encoder keeps its features
         seed = stream_seed(0, "random encoder", fingerprint(encoder.random))
-        built = build_random_encoder(
-            encoder.family,
-            architecture=encoder.random,
-            seed=seed,
-            spec_override=encoder.input,
-            precision=runtime.precision,
-            device=runtime.device,
-            **encoder.options,
-        )
         source |= {"random": dict(encoder.random), "seed": seed}
-    elif encoder.checkpoint is not None:
-        path = fetch_file(encoder.checkpoint, s3_options(config), cache)
-        built = load_encoder(
-            path,
-            encoder.family,
-            which=encoder.which,
-            key_prefix=encoder.key_prefix,
-            spec_override=encoder.input,
-            precision=runtime.precision,
-            device=runtime.device,
-            **encoder.options,
-        )
-        source |= {"checkpoint": encoder.checkpoint, "which": encoder.which, "key_prefix": encoder.key_prefix}
+    elif encoder.hub is not None:
+        source |= {"hub": encoder.hub}
     else:
-        raise ConfigError("neither checkpoint nor random is given.")
+        source |= {"checkpoint": encoder.checkpoint, "which": encoder.which, "key_prefix": encoder.key_prefix}
+    built = load_source(source, s3_options(config), cache, precision=runtime.precision, device=runtime.device)
     coarse = config.features.grid
     if coarse is not None and any(cells > tokens for cells, tokens in zip(coarse, built.grid, strict=True)):
         raise ConfigError(f"features.grid {list(coarse)} is finer than this encoder's token grid {list(built.grid)}.")
@@ -108,7 +106,43 @@ def _open(
     )
 
 
-def _untrained_floors(config: StudyConfig, opened: Sequence[OpenedEncoder], runtime: Runtime) -> list[OpenedEncoder]:
+def load_source(
+    source: Mapping[str, Any],
+    s3: S3Options,
+    cache: StagingCache,
+    *,
+    precision: Precision = "fp32",
+    device: str = "cpu",
+    trainable: bool = False,
+) -> Encoder:
+    """The encoder that ``model.json`` describes under `encoder`.
+
+    Args:
+        trainable: as recipes on pixels need it; else frozen, as features are made.
+
+    Raises:
+        UserError: the checkpoint is not there, or no longer fits.
+    """
+    how: dict[str, Any] = {
+        "modality": source["modality"],
+        "spec_override": source["input"],
+        "precision": precision,
+        "device": device,
+        "trainable": trainable,
+        **source["options"],
+    }
+    family: str = source["family"]
+    if "random" in source:
+        return build_random_encoder(family, architecture=source["random"], seed=source["seed"], **how)
+    if "hub" in source:
+        return fetch_encoder(source["hub"], family, **how)
+    path = fetch_file(source["checkpoint"], s3, cache)
+    return load_encoder(path, family, which=source["which"], key_prefix=source["key_prefix"], **how)
+
+
+def _untrained_floors(
+    config: StudyConfig, opened: Sequence[OpenedEncoder], runtime: Runtime, cache: StagingCache
+) -> list[OpenedEncoder]:
     """Random weights for each architecture that has none yet in the study, on the same input."""
     if "untrained" not in config.floors:
         return []
@@ -128,21 +162,14 @@ def _untrained_floors(config: StudyConfig, opened: Sequence[OpenedEncoder], runt
         architecture = dict(one.encoder.architecture)
         seed = stream_seed(0, "random encoder", fingerprint(architecture))
         overrides = config.encoders[one.name].input
-        built = build_random_encoder(
-            one.encoder.family,
-            architecture=architecture,
-            seed=seed,
-            spec_override=overrides,
-            precision=runtime.precision,
-            device=runtime.device,
-            **one.options,
-        )
         source = {
             "family": one.encoder.family,
             "options": dict(one.options),
             "input": dict(overrides),
+            "modality": one.encoder.modality,
             "random": architecture,
             "seed": seed,
         }
+        built = load_source(source, s3_options(config), cache, precision=runtime.precision, device=runtime.device)
         floors.append(OpenedEncoder(name, built, source, one.options, one.overridden, is_floor=True))
     return floors

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vitreous.config.study import StudyConfig
 from vitreous.core.files import write_json, write_text
@@ -17,11 +18,11 @@ from vitreous.core.undefined import Undefined
 from vitreous.evidence.scores import confusion_matrix, score_predictions
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.reports.figures import confusion_matrix_svg
-from vitreous.study.adapt import Row
 from vitreous.study.encode import StudyFeatures
-from vitreous.study.heads import read_tensors
+from vitreous.study.heads import read_tensors, read_test_logits
 from vitreous.study.ledger import Ledger
 from vitreous.study.partitions import Partition
+from vitreous.study.row import Row, is_on_pixels
 from vitreous.study.run_directory import RunDirectory
 
 
@@ -48,17 +49,30 @@ def evaluate_all(
     samples = features.samples
     for (row, partition, _), folder in zip(units, folders, strict=True):
         test_rows = partition.rows("test")
-        matrix_ND = features.features.get(row.encoder)
-        features_ND = np.zeros((len(test_rows), 1), np.float32) if matrix_ND is None else matrix_ND[test_rows]
         ids = samples["sample_id"].to_numpy(np.str_)[test_rows]
         test = Predictions(
             ids,
             samples["patient_id"].to_numpy(np.str_)[test_rows],
             np.array([labels[name] for name in ids], dtype=np.int64),
-            probe_logits(read_tensors(folder), features_ND),
+            _test_logits(row, folder, features, test_rows, ids.tolist(), config.data.classes),
             config.data.classes,
         )
         _write_scores(folder, test)
+
+
+def _test_logits(
+    row: Row,
+    folder: Path,
+    features: StudyFeatures,
+    test_rows: npt.NDArray[np.int64],
+    sample_ids: Sequence[str],
+    classes: Sequence[str],
+) -> npt.NDArray[np.float64]:
+    if is_on_pixels(row.recipe):
+        return read_test_logits(folder, sample_ids, classes)
+    matrix_ND = features.features.get(row.encoder)
+    features_ND = np.zeros((len(test_rows), 1), np.float32) if matrix_ND is None else matrix_ND[test_rows]
+    return probe_logits(read_tensors(folder), features_ND)
 
 
 def _write_scores(folder: Path, test: Predictions) -> None:

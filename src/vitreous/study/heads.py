@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vitreous.core.files import replacing, write_bytes, write_json, write_text
 from vitreous.core.predictions import Predictions
 
 SCHEMA_VERSION = 1
+TEST_LOGITS = "test_logits.parquet"
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,28 @@ class Head:
     Args:
         seed: of the training.
         setting: what was chosen, as plain values.
-        tensors: weights and standardiser.
+        write_weights: writes ``best.safetensors`` (and what belongs to it) into the folder it is given.
         history: one row per epoch; empty for recipes without epochs.
         best_epoch: the epoch whose weights are kept, 0 for recipes without epochs.
         val_score: the study's metric on val.
-        val: predictions of the val volumes.
+        val: predictions of the val samples.
+        test_logits: sample ids and logits (N, C) of the test samples, without labels, where predicting needs the model.
     """
 
     seed: int
     setting: Mapping[str, Any]
-    tensors: Mapping[str, npt.NDArray[Any]]
+    write_weights: Callable[[Path], None]
     history: Sequence[Mapping[str, Any]]
     best_epoch: int
     val_score: float
     val: Predictions
+    test_logits: tuple[npt.NDArray[np.str_], npt.NDArray[np.float64]] | None = None
+
+
+def write_tensors(tensors: Mapping[str, npt.NDArray[Any]], folder: Path) -> None:
+    """Weights and standardiser of a head on features, as ``best.safetensors``."""
+    arrays = {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}
+    write_bytes(folder / "best.safetensors", save(arrays))
 
 
 def write_head(folder: Path, head: Head, *, unit: str, model: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
@@ -63,8 +72,12 @@ def write_head(folder: Path, head: Head, *, unit: str, model: Mapping[str, Any],
     with replacing(folder / "history.csv") as aside:
         pd.DataFrame(head.history).to_csv(aside, index=False)
     head.val.write(folder / "val_preds.parquet")
-    arrays = {name: np.ascontiguousarray(value) for name, value in sorted(head.tensors.items())}
-    write_bytes(folder / "best.safetensors", save(arrays))
+    head.write_weights(folder)
+    if head.test_logits is not None:
+        ids, logits_NC = head.test_logits
+        columns = {f"logit_{name}": logits_NC[:, index] for index, name in enumerate(classes)}
+        with replacing(folder / TEST_LOGITS) as aside:
+            pd.DataFrame({"sample_id": ids, **columns}).to_parquet(aside, index=False)
     write_json(
         folder / "model.json",
         {
@@ -78,6 +91,12 @@ def write_head(folder: Path, head: Head, *, unit: str, model: Mapping[str, Any],
             "val_score": head.val_score,
         },
     )
+
+
+def read_test_logits(folder: Path, sample_ids: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Logits (N, C) kept with a model on pixels, in the order of `sample_ids`."""
+    frame = pd.read_parquet(folder / TEST_LOGITS).set_index("sample_id").loc[list(sample_ids)]
+    return frame[[f"logit_{name}" for name in classes]].to_numpy(np.float64)
 
 
 def is_finished(folder: Path, unit: str) -> bool:

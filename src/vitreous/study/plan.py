@@ -1,5 +1,6 @@
 """`vitreous plan STUDY`: what would be read, encoded and trained; counts, time, bytes, memory. Writes nothing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitreous.config.compose import load_study
-from vitreous.config.recipes import LinearProbe, MlpProbe
+from vitreous.config.pixel_recipes import PixelRecipe
+from vitreous.config.probe_recipes import LinearProbe, MlpProbe
 from vitreous.config.study import StudyConfig
 from vitreous.core.finding import Finding
+from vitreous.core.input_spec import ImageSpec
 from vitreous.encoders.encoder import Encoder
 from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory
 from vitreous.study.account import count_participants, pivot_counts
 from vitreous.study.adapt import grid_members, probe_settings
+from vitreous.study.adapt_pixels import check_pixel_recipes, check_pixel_rows
 from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import feature_store
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.pixel_cost import PixelPlan, plan_pixel_rows
+from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
 from vitreous.study.runtime import Runtime, resolve_runtime
 
 _LISTED = 10
@@ -75,6 +81,8 @@ class Plan:
         excluded: rule → rows left out.
         patients_without_files: labelled participants of whom no file was found.
         num_files, num_bytes: what would be read, at most.
+        on_pixels: rows that train on pixels.
+        pixel_bytes: of the prepared inputs that these keep, before it is known which files can be used.
         run_dir: where the run would be.
     """
 
@@ -88,6 +96,8 @@ class Plan:
     num_bytes: int
     encoders: tuple[EncoderPlan, ...]
     recipes: tuple[RecipePlan, ...]
+    on_pixels: tuple[PixelPlan, ...]
+    pixel_bytes: int
     runtime: Runtime
     run_dir: Path
 
@@ -100,8 +110,13 @@ def make_plan(config: StudyConfig) -> Plan:
     """
     runtime = resolve_runtime(config)
     data = open_data(config, keep_listing=False)
-    encoders = open_encoders(config, runtime, data.cache)
-    costs = _costs(encoders, runtime)
+    encoders = open_encoders(config, runtime, data.cache, data.modality)
+    check_pixel_recipes(config, data.modality)
+    rows = rows_of(config, encoders)
+    check_pixel_rows(config, rows, encoders)
+    speed = measure_matmul_flops(runtime)
+    costs = _costs(encoders, runtime, speed)
+    num_train, num_val, num_folds = _split_sizes(config, data)
     samples = data.cohort.samples
     locations = {info.location: info.size for info in data.infos.values()}
     return Plan(
@@ -113,20 +128,55 @@ def make_plan(config: StudyConfig) -> Plan:
         int(samples["patient_id"].nunique()),
         len(locations),
         sum(locations.values()),
-        tuple(_plan_encoder(config, runtime, data, opened, costs) for opened in encoders),
+        tuple(
+            _plan_encoder(config, runtime, data, opened, costs)
+            for opened in encoders
+            if opened.name in frozen_encoders(rows)
+        ),
         tuple(_plan_recipes(config, data, encoders)),
+        tuple(
+            plan_pixel_rows(
+                config,
+                runtime,
+                rows,
+                encoders,
+                num_train=num_train,
+                num_val=num_val,
+                num_folds=num_folds,
+                matmul_flops=speed,
+            )
+        ),
+        _pixel_bytes(data, [opened for opened in encoders if opened.name in encoders_on_pixels(rows)]),
         runtime,
         Path(config.runs).expanduser() / config.name,
     )
 
 
-def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime) -> dict[str, EncoderCost]:
+def _split_sizes(config: StudyConfig, data: OpenedData) -> tuple[int, int, int]:
+    """Training and val samples of a round, and the number of rounds."""
+    split = data.cohort.samples["split"]
+    if config.folds is None:
+        return int((split == "train").sum()), int((split == "val").sum()), 1
+    folds = config.folds.k
+    return len(split) * (folds - 2) // folds, len(split) // folds, folds
+
+
+def _pixel_bytes(data: OpenedData, encoders: Sequence[OpenedEncoder]) -> int:
+    """Encoders of one input share their prepared inputs; images have a byte a value, volumes four."""
+    specs = {opened.encoder.spec.model_dump_json(): opened.encoder.spec for opened in encoders}
+    each = [
+        math.prod(spec.size_DHW) * spec.channels * (1 if isinstance(spec, ImageSpec) else 4) for spec in specs.values()
+    ]
+    return len(data.requests) * sum(each)
+
+
+def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime, speed: float) -> dict[str, EncoderCost]:
     """By encoder name; encoders of one architecture and input are counted once."""
-    speed = measure_matmul_flops(runtime)
     by_kind: dict[str, EncoderCost] = {}
     costs = {}
     for opened in encoders:
-        kind = f"{opened.encoder.family}{opened.encoder.architecture}{opened.encoder.spec.size_DHW}{dict(opened.options)}"
+        encoder = opened.encoder
+        kind = f"{encoder.family}{encoder.architecture}{encoder.spec.size_DHW}{dict(opened.options)}"
         if kind not in by_kind:
             by_kind[kind] = estimate_cost(opened.encoder, runtime, speed)
         costs[opened.name] = by_kind[kind]
@@ -165,14 +215,13 @@ def _cells(config: StudyConfig) -> int:
 
 
 def _plan_recipes(config: StudyConfig, data: OpenedData, encoders: Sequence[OpenedEncoder]) -> list[RecipePlan]:
-    split = data.cohort.samples["split"]
-    folds = config.folds.k if config.folds else 1
-    num_train = int((split == "train").sum()) if config.folds is None else len(split) * (folds - 2) // folds
-    num_val = int((split == "val").sum()) if config.folds is None else len(split) // folds
+    num_train, num_val, folds = _split_sizes(config, data)
     width = max(opened.encoder.width for opened in encoders) * _cells(config)
     size = GridSize(num_train, num_val, width, len(config.data.classes))
     plans = []
     for name, recipe in config.recipes.items():
+        if isinstance(recipe, PixelRecipe):
+            continue
         if isinstance(recipe, LinearProbe | MlpProbe):
             members, settings = grid_members(recipe, config.seeds), probe_settings(recipe)
             plans.append(
@@ -215,8 +264,18 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
         console.print(
             f"Participants without a file: {shown}{f' and {more} more' if more > 0 else ''}.", highlight=False
         )
-    console.print(_encoders_table(plan))
-    console.print(_recipes_table(plan))
+    if plan.encoders:
+        console.print(_encoders_table(plan))
+    if plan.recipes:
+        console.print(_recipes_table(plan))
+    if plan.on_pixels:
+        console.print(_pixels_table(plan))
+        console.print(
+            f"Training on pixels about {_duration(sum(row.seconds for row in plan.on_pixels))}; prepared inputs "
+            f"{_size(plan.pixel_bytes)}, the frozen-prefix cache up to "
+            f"{_size(max(row.prefix_bytes for row in plan.on_pixels))} at a time, removed after each stage.",
+            highlight=False,
+        )
     seconds = sum(encoder.seconds for encoder in plan.encoders)
     console.print(
         f"Encoding about {_duration(seconds)} on {plan.runtime.device} in {plan.runtime.precision}, estimated "
@@ -281,6 +340,30 @@ def _recipes_table(plan: Plan) -> Table:
         flops = f"{recipe.flops / 1e9:.3g}" if recipe.flops else "–"
         memory = _size(recipe.memory_bytes) if recipe.memory_bytes else "–"
         table.add_row(recipe.name, recipe.kind, str(recipe.num_members), flops, memory)
+    return table
+
+
+def _pixels_table(plan: Plan) -> Table:
+    table = Table(title="Recipes on pixels", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("encoder / recipe", overflow="fold")
+    table.add_column("kind")
+    for name in ("runs", "epochs", "trainable", "of", "TFLOP a run", "prefix cache saves", "and keeps", "time"):
+        table.add_column(name, justify="right")
+    for row in plan.on_pixels:
+        saved = f"{1 - row.flops / row.plain_flops:.0%}" if row.prefix_bytes else "–"
+        kept = _size(row.prefix_bytes) if row.prefix_bytes else "–"
+        table.add_row(
+            escape(f"{row.encoder} / {row.recipe}"),
+            row.kind,
+            str(row.num_runs),
+            str(row.epochs),
+            f"{row.trainable:,}",
+            f"{row.total:,}",
+            f"{row.flops / 1e12:.3g}",
+            saved,
+            kept,
+            _duration(row.seconds),
+        )
     return table
 
 

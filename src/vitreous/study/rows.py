@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from vitreous.config.recipes import Knn
+from vitreous.config.probe_recipes import Knn
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import UserError
 from vitreous.core.files import write_json
 from vitreous.core.predictions import Predictions
 from vitreous.reports.leaderboard import RowPredictions
-from vitreous.study.adapt import MAJORITY, Row
 from vitreous.study.encoders import OpenedEncoder
+from vitreous.study.heads import read_model
+from vitreous.study.row import MAJORITY, Row, is_on_pixels
 from vitreous.study.run_directory import RunDirectory
 
 _LEARNED = ("layers.", "norms.")
@@ -33,6 +34,8 @@ class KeptRow:
     is_floor: bool
     is_constant: bool
     counts_parameters: bool
+    encoder_parameters: int
+    on_pixels: bool
     notes: tuple[str, ...]
 
 
@@ -53,6 +56,8 @@ def write_rows(
                 "is_floor": row.encoder not in by_name or by_name[row.encoder].is_floor,
                 "is_constant": row.recipe is None and row.recipe_name == MAJORITY,
                 "counts_parameters": row.recipe is not None and not isinstance(row.recipe, Knn),
+                "encoder_parameters": by_name[row.encoder].encoder.receipt.parameters if row.encoder in by_name else 0,
+                "on_pixels": is_on_pixels(row.recipe),
                 "notes": _notes(by_name[row.encoder]) if row.encoder in by_name else [],
             }
             for row in rows
@@ -84,6 +89,8 @@ def read_kept_rows(directory: RunDirectory) -> list[KeptRow]:
             row["is_floor"],
             row["is_constant"],
             row["counts_parameters"],
+            row["encoder_parameters"],
+            row["on_pixels"],
             tuple(row["notes"]),
         )
         for row in json.loads(path.read_text())
@@ -109,6 +116,7 @@ def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...]) 
         val[seed] = _joined([Predictions.read(folder / "val_preds.parquet", classes) for folder in folders])
         test[seed] = _joined([Predictions.read(folder / "test_preds.parquet", classes) for folder in folders])
     first = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], kept.folds[0])
+    trained, total = _count_parameters(first, kept)
     return RowPredictions(
         kept.encoder,
         kept.recipe,
@@ -116,7 +124,8 @@ def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...]) 
         test,
         kept.is_floor,
         kept.is_constant,
-        _count_parameters(first) if kept.counts_parameters else None,
+        trained,
+        total,
         kept.notes,
     )
 
@@ -133,7 +142,18 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _count_parameters(folder: Path) -> int:
+def _count_parameters(folder: Path, kept: KeptRow) -> tuple[int | None, int | None]:
+    """Numbers that the recipe learned, and those of encoder and head together."""
+    if kept.on_pixels:
+        counted = read_model(folder)["parameters"]
+        return counted["trainable"], counted["total"]
+    if not kept.counts_parameters:
+        return None, None
+    learned = _count_learned(folder)
+    return learned, kept.encoder_parameters + learned
+
+
+def _count_learned(folder: Path) -> int:
     with safe_open(f"{folder}/best.safetensors", "numpy") as file:
         return sum(
             int(np.prod(file.get_slice(name).get_shape()))

@@ -17,14 +17,15 @@ from vitreous.reports.leaderboard_tables import leaderboard_frame, render_termin
 from vitreous.reports.trackers import check_tracker
 from vitreous.storage.locks import exclusive
 from vitreous.study.account import write_account
-from vitreous.study.adapt import adapt_all, rows_of
+from vitreous.study.adapt import adapt_all
+from vitreous.study.adapt_pixels import PixelRun, check_pixel_recipes, check_pixel_rows
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import (
-    StudyFeatures,
     check_usable,
     describe_encoding,
     encode_study,
     feature_store,
+    feature_width,
     write_data_errors,
 )
 from vitreous.study.encoders import OpenedEncoder, open_encoders
@@ -32,6 +33,7 @@ from vitreous.study.evaluate import evaluate_all
 from vitreous.study.partitions import check_partitions, make_partitions
 from vitreous.study.provenance import cohort_fingerprint, describe_run
 from vitreous.study.report import write_outputs
+from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
 from vitreous.study.rows import write_rows
 from vitreous.study.run_directory import RunDirectory, claim
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -73,7 +75,10 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
         check_tracker(config.tracker)
     runtime = resolve_runtime(config)
     data = open_data(config)
-    encoders = open_encoders(config, runtime, data.cache)
+    check_pixel_recipes(config, data.modality)
+    encoders = open_encoders(config, runtime, data.cache, data.modality)
+    rows = rows_of(config, encoders)
+    check_pixel_rows(config, rows, encoders)
     hashes = {"cohort": cohort_fingerprint(data.cohort)}
     hashes |= {f"encoders.{opened.name}.weights": opened.encoder.weights_hash for opened in encoders}
     provenance = describe_run(config, runtime, data.cohort, hashes)
@@ -83,32 +88,34 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
             remove_partial_files(folder)
         for opened in encoders:
             write_json(directory.receipt(opened.name), opened.describe())
-        features = encode_study(config, runtime, data, encoders)
+        features = encode_study(
+            config, runtime, data, encoders, frozen=frozen_encoders(rows), on_pixels=encoders_on_pixels(rows)
+        )
         write_data_errors(directory.data_errors, features.quarantined)
         check_usable(config, features, len(data.cohort.samples))
         console.print(describe_encoding(data, features))
         write_account(directory, data, features)
         partitions = make_partitions(data.cohort, config.folds, features.samples["sample_id"])
         check_partitions(partitions, config.data.classes)
-        rows = rows_of(config, encoders)
-        models = {opened.name: _describe_model(config, runtime, data, opened, features) for opened in encoders}
-        adapt_all(config, directory, rows, partitions, features, models, runtime.device)
+        by_name = {opened.name: opened for opened in encoders}
+        run = PixelRun(config, runtime, directory, by_name, features, console)
+        models = {opened.name: _describe_model(config, runtime, data, opened) for opened in encoders}
+        adapt_all(run, rows, partitions, models)
         evaluate_all(config, directory, rows, partitions, features)
         write_rows(directory, rows, encoders, config.folds.k if config.folds else None)
         leaderboard = write_outputs(directory, config.tracker)
     return Result(directory.root, leaderboard, directory.report)
 
 
-def _describe_model(
-    config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder, features: StudyFeatures
-) -> dict[str, Any]:
+def _describe_model(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder) -> dict[str, Any]:
     """What ``model.json`` says of the encoder: all that is needed to make the same features again."""
     store: FeatureStore = feature_store(config, runtime, data, opened)
     return {
         "encoder": {"name": opened.name, **opened.source},
+        "modality": data.modality,
         "feature_space": store.space.describe(),
         "feature_key": store.space.key,
-        "width": int(features.features[opened.name].shape[1]),
+        "width": feature_width(config, opened.encoder),
     }
 
 

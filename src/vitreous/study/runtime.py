@@ -31,6 +31,11 @@ class Runtime:
 
         return torch.device(self.device)
 
+    @property
+    def pixel_workers(self) -> int:
+        """Processes that read training inputs beside an accelerator; a CPU reads them in the training itself."""
+        return 0 if self.device == "cpu" else self.workers
+
     def batch_size_for(self, spec: AnySpec) -> int:
         """Volumes a forward pass; fixed by the input's size, so that it is the same on every run."""
         if self.batch_size != "auto":
