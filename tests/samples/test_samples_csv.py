@@ -374,7 +374,7 @@ def test_files_that_fit_no_row(tmp_path: Path, files: list[str], message: str) -
             {"label_map": None},
             r"unknown label '0' in column 'diagnosis', 8 rows .*; without data\.label_map it is \['no',",
         ),
-        ({"domains": ["part"]}, r"domains: 'part' mean something of their own"),
+        ({"domains": ["item"]}, r"domains: 'item' mean something of their own"),
         ({"where": {"camera": "Z"}}, r"where: no row has camera='Z'; the column holds 'A', 'B'"),
     ],
 )

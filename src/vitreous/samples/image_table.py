@@ -33,7 +33,7 @@ SplitSource = str | FractionSplit | ValFraction | Mapping[str, Path]
 Listing = Sequence[ObjectInfo]
 _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 _UNKNOWN = "unknown"
-_OWN_NAMES = {*SAMPLE_COLUMNS, "class", "rule", "detail", "image", "part"}
+_OWN_NAMES = {*SAMPLE_COLUMNS, "class", "rule", "detail", "image", "of_table"}
 _PATIENT_REMEDY = "Give data.patient, the column of patient ids, if the table has one."
 _ONE_LABEL = "Metrics are by patient, so all images of one need the same."
 
@@ -79,14 +79,14 @@ def load_image_table(
     columns = {"images": [image], "labels": [label], "patients": [patient] if patient else [], "domains": domains}
     columns |= {"splits": [split] if isinstance(split, str) else [], "where": list(where or {})}
     for table in read.values():
-        of_table = "" if len(read) == 1 else f" in {table.name}"
+        in_table = "" if len(read) == 1 else f" in {table.name}"
         for purpose, names in columns.items():
-            check_columns(table, names, purpose + of_table, problems)
+            check_columns(table, names, purpose + in_table, problems)
     _check_options(classes, label, domains, problems)
     problems.check_none()
     cells = _stack(read)
     rows = cells[list(domains)].assign(image=cells[image], rule="", detail="")
-    rows["part"] = [part for part, table in read.items() for _ in range(len(table.frame))]
+    rows["of_table"] = [part for part, table in read.items() for _ in range(len(table.frame))]
     exclude(rows, ~choose_rows(cells, where or {}, "where", problems), "where", f"where: {dict(where or {})}")
     rows["y"] = _class_indices(cells[label], rows["rule"] == "", label, classes, label_map, problems)
     exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
@@ -190,7 +190,7 @@ def _add_files(rows: pd.DataFrame, listings: Listing | Mapping[str, Listing], pr
     has_file = pd.Series(False, index=rows.index)
     num_files, unused, renamed, nested = 0, 0, 0, 0
     for part, listing in folders.items():
-        of_part = rows["part"] == part if per_split else pd.Series(True, index=rows.index)
+        of_part = rows["of_table"] == part if per_split else pd.Series(True, index=rows.index)
         named = rows.loc[of_part & (rows["image"] != ""), "image"]
         found = find_images(named, listing)
         infos = {info.relative: info for info in listing}
@@ -255,7 +255,7 @@ def _add_splits(
     problems: Problems,
 ) -> None:
     """Fill in ``split`` where tables, a column or files of ids tell it, and exclude who has none."""
-    rows["split"] = rows["part"]
+    rows["split"] = rows["of_table"]
     live = rows["rule"] == ""
     if isinstance(split, str):
         rows.loc[live, "split"] = normal_split(cells.loc[live, split], split, problems)
