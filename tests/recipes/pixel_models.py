@@ -69,7 +69,7 @@ class SmallNet(nn.Module):
 
 
 def vit_encoder() -> Encoder:
-    return build_random_encoder("vit3d", architecture=VIT3D, seed=1).requires_grad_(True)
+    return build_random_encoder("vit3d", architecture=VIT3D, seed=1, trainable=True)
 
 
 def conv_encoder() -> Encoder:

@@ -43,7 +43,8 @@ def make_set(split: str, num_patients: int = 18, *, seed: int = 0) -> PixelSet:
 
 def make_model(*, dtype: torch.dtype = torch.float32, dropout: float = 0.1, **changes: Any) -> PixelModel:
     """Three blocks and a linear head, the same at each call."""
-    encoder = build_random_encoder("vit3d", architecture=ARCHITECTURE, seed=0, spec=InputSpec(size=SIZE))
+    spec = InputSpec(size=SIZE)
+    encoder = build_random_encoder("vit3d", architecture=ARCHITECTURE, seed=0, spec=spec, trainable=True)
     options: dict[str, Any] = {"pooling": "mean", "coarse_grid": None, "head": "linear", "head_width": 8, "seed": 0}
     return PixelModel(encoder, num_classes=NUM_CLASSES, dropout=dropout, **(options | changes)).to(dtype)
 

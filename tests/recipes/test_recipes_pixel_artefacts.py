@@ -6,7 +6,6 @@ Oracles: the trained model itself, PEFT's own loader, safetensors' own reader.
 import json
 import os
 
-import peft
 import pytest
 import torch
 from pixel_models import DEPTH, ENCODERS, VIT3D, adapt, build, fill, images, train_steps, vit_encoder
@@ -91,6 +90,8 @@ def test_adapters_come_back_to_bit_equal_outputs(tmp_path, dora, rslora):
 @pytest.mark.parametrize(("encoder", "targets"), [("vit", ("qkv", "proj")), ("conv", ("conv",))])
 @pytest.mark.parametrize("dora", [False, True])
 def test_peft_itself_reads_the_adapters(tmp_path, encoder, targets, dora):
+    import peft
+
     model = fill(adapt(build(encoder), targets=targets, layers=(0, 2), dora=dora, rslora=True)).eval()
     save_pixel_model(model, tmp_path)
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
@@ -106,6 +107,7 @@ def test_peft_itself_reads_the_adapters(tmp_path, encoder, targets, dora):
 
 def test_adapters_of_a_held_model_are_saved_under_its_own_names(tmp_path):
     """A backbone that only holds another library's model: the file fits that model without the holder."""
+    import peft
 
     class Holder(torch.nn.Module):
         width, num_blocks, num_prefix_tokens = 12, DEPTH, 0
@@ -170,7 +172,7 @@ def test_changes_to_another_encoder_are_refused(tmp_path):
     model = build()
     set_trainable(model, 1)
     saved(tmp_path, model)
-    other = build_random_encoder("vit3d", architecture=VIT3D, seed=2)
+    other = build_random_encoder("vit3d", architecture=VIT3D, seed=2, trainable=True)
     with pytest.raises(CheckpointError, match=r"holds changes to the vit3d encoder .*Give the encoder"):
         restore_pixel_model(build_pixel_model(pixel_model_config(model), other), tmp_path)
 
@@ -179,7 +181,9 @@ def test_a_whole_encoder_needs_no_particular_one_to_start_from(tmp_path):
     model = build()
     set_trainable(model, "all")
     saved(tmp_path, model)
-    other = build_pixel_model(pixel_model_config(model), build_random_encoder("vit3d", architecture=VIT3D, seed=2))
+    other = build_pixel_model(
+        pixel_model_config(model), build_random_encoder("vit3d", architecture=VIT3D, seed=2, trainable=True)
+    )
     restore_pixel_model(other, tmp_path)
     assert torch.equal(other(images()), model.eval()(images()))
 

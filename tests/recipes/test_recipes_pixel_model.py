@@ -7,12 +7,14 @@ import copy
 
 import pytest
 import torch
-from pixel_models import DEPTH, build, images
+from pixel_models import DEPTH, VIT3D, build, images
 from torch import nn
 from torch.nn import functional as F
 
 from vitreous.core.errors import UserError
+from vitreous.encoders.catalog import build_random_encoder
 from vitreous.features.pooling import pool_tokens
+from vitreous.recipes.pixel_model import PixelModel
 from vitreous.recipes.trainable import count_parameters, parameter_groups, set_trainable
 
 
@@ -37,6 +39,14 @@ def test_impossible_pooling_is_refused_by_name():
         build("vit", pooling="cls")
     with pytest.raises(UserError, match=r"not be finer than the token grid \(2, 2, 2\); got \(3, 1, 1\)"):
         build("vit", pooling="grid", coarse_grid=(3, 1, 1))
+
+
+def test_an_encoder_loaded_for_inference_is_refused():
+    encoder = build_random_encoder("vit3d", architecture=VIT3D, seed=1)
+    with pytest.raises(ValueError, match="this vit3d encoder was loaded for inference; load it with trainable=True"):
+        PixelModel(
+            encoder, pooling="mean", coarse_grid=None, num_classes=2, head="linear", head_width=1, dropout=0, seed=0
+        )
 
 
 def test_first_weights_of_the_head_depend_on_their_seed_alone():

@@ -90,7 +90,7 @@ class SliceTinyViT(TinyViT):
     def depth_of(self, name: str) -> int:
         """0 patch embedding, i + 1 block i, last the neck."""
         parts = name.split(".")
-        if parts[0] != "layers" or len(parts) < 3:
+        if parts[0] != "layers" or len(parts) < 3 or parts[2:] == ["blocks"]:
             return self.num_blocks + 1 if parts[0] == "neck" else 0
         stage = int(parts[1])
         if parts[2] == "downsample":

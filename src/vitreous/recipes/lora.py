@@ -19,9 +19,12 @@ from torch import nn
 
 from vitreous.core.errors import UserError
 from vitreous.core.streams import torch_stream
+from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.recipes.adapter_settings import AdapterSettings
 from vitreous.recipes.pixel_model import PixelModel
 from vitreous.recipes.trainable import set_trainable
+
+declare_torchvision_schemas()  # PEFT imports torchvision
 
 ADAPTER_NAME = "default"  # PEFT's; a name inside the model, not in the file
 

@@ -48,6 +48,7 @@ class PixelModel(nn.Module):
 
     Raises:
         UserError: the encoder cannot be pooled like that.
+        ValueError: the encoder was loaded for inference, where batch norms may have become part of convolutions.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class PixelModel(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if not any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise ValueError(f"this {encoder.family} encoder was loaded for inference; load it with trainable=True")
         _check_pooling(encoder, pooling, coarse_grid)
         self.encoder = encoder
         self.pooling = pooling
