@@ -44,7 +44,7 @@ class ParameterCount:
 
 
 def set_trainable(model: "PixelModel", unfreeze: int | Literal["all"]) -> None:
-    """Freeze everything but the head, the adapters where there are any, and the end of the encoder.
+    """Freeze the encoder but for what is asked; the head, and adapters where there are any, always train.
 
     Args:
         unfreeze: 0 the head alone; k the last k blocks and the encoder's end; `all` stem, positions and tokens too.
