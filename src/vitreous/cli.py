@@ -21,6 +21,31 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+data = typer.Typer(no_args_is_help=True, help="Data of a study: check it, make a small one, prepare a downloaded one.")
+app.add_typer(data, name="data")
+
+
+class CohortKind(StrEnum):
+    """What a synthetic cohort consists of."""
+
+    fundus = "fundus"
+    oct = "oct"
+
+
+class PublishedCohort(StrEnum):
+    """Published cohorts whose layout is known."""
+
+    aptos = "aptos"
+    messidor = "messidor"
+    idrid = "idrid"
+
+
+class TargetSplit(StrEnum):
+    """Which samples of another cohort are scored."""
+
+    all = "all"
+    test = "test"
+
 
 class Which(StrEnum):
     """Which of the two encoders that joint-embedding pretraining leaves in one file."""
@@ -131,6 +156,91 @@ def doctor(
 
     if print_doctor(target, overrides or []):
         raise typer.Exit(1)
+
+
+@app.command()
+def transfer(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.", show_default=False)],
+    on: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME:TABLE:FILES",
+            help="Another cohort; or NAME:STUDY.yaml, whose data section is read. May be repeated.",
+            show_default=False,
+        ),
+    ],
+    label: Annotated[str | None, typer.Option(help="Its label column, if not the run's.", show_default=False)] = None,
+    image: Annotated[str | None, typer.Option(help="Its image column, if not the run's.", show_default=False)] = None,
+    patient: Annotated[str | None, typer.Option(help="Its patient column.", show_default=False)] = None,
+    label_map: Annotated[
+        str | None, typer.Option(metavar="VALUE=CLASS,…", help="Its labels in the run's classes.", show_default=False)
+    ] = None,
+    split: Annotated[TargetSplit, typer.Option(help="All its samples, or its own test split.")] = TargetSplit.all,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENCODER/RECIPE", help="Rows to transfer; all but floors if left out.", show_default=False
+        ),
+    ] = None,
+    ordered: Annotated[bool, typer.Option("--ordered", help="Classes are grades: quadratic weighted kappa.")] = False,
+    fit_share: Annotated[float, typer.Option(help="Share of its patients that fits a temperature.")] = 0.5,
+) -> None:
+    """Trained models on other cohorts: the generalisation gap. Nothing is trained; the same command resumes."""
+    from vitreous.study.transfer import print_transfer
+    from vitreous.study.transfer_cohort import CohortOptions, parse_label_map
+
+    options = CohortOptions(
+        label, image, patient, None if label_map is None else parse_label_map(label_map), split.value
+    )
+    print_transfer(run_dir, on, options=options, rows=rows or [], ordered=ordered, fit_share=fit_share)
+
+
+@data.command()
+def verify(
+    study: StudyArgument,
+    overrides: OverridesArgument = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the tables; default <runs>/<name>/verify.", show_default=False)
+    ] = None,
+) -> None:
+    """Decode every file once; counts, sizes, brightness, duplicates and leaks. Exits 1 if something is wrong."""
+    from vitreous.study.data_verify import print_verify
+
+    if print_verify(study, overrides or [], out):
+        raise typer.Exit(1)
+
+
+@data.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
+    cohort: Annotated[CohortKind, typer.Option(help="Photographs of two cameras, or OCT volumes.")] = CohortKind.fundus,
+    patients: Annotated[int, typer.Option(min=40, max=9000, help="Patients (of each camera).")] = 80,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another cohort.")] = 0,
+) -> None:
+    """A small synthetic cohort with study files that run on it as they are. The same command continues."""
+    from vitreous.study.data_sample import print_sample
+
+    print_sample(folder, cohort.value, patients=patients, seed=seed)
+
+
+@data.command()
+def prepare(
+    name: Annotated[PublishedCohort, typer.Argument(metavar="aptos|messidor|idrid", show_default=False)],
+    archive: Annotated[
+        Path,
+        typer.Argument(metavar="ARCHIVE", help="The zip or tar, or a folder it was unpacked into.", show_default=False),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Of the part of the split that is not published.")] = 0,
+    max_missing: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of labelled images that may be missing or unreadable.")
+    ] = 0.05,
+    max_gb: Annotated[float, typer.Option(min=0.001, help="The most that the archive may unpack to.")] = 50.0,
+) -> None:
+    """Bring a downloaded cohort into the layout of a study, and check it. The same command resumes."""
+    from vitreous.study.data_prepare import print_prepare
+
+    print_prepare(name.value, archive, folder, seed=seed, max_missing=max_missing, max_gb=max_gb)
 
 
 def _print_version(wanted: bool) -> None:

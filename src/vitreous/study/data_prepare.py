@@ -8,8 +8,6 @@ Everything is written into a folder beside DIR that takes its name when all is t
 import json
 import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from rich.console import Console
 from vitreous.core.errors import InputError, UserError
 from vitreous.core.files import replacing, write_json, write_text
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.progress import Advance, progress_bar
+from vitreous.core.progress import progress_bar
+from vitreous.core.threads import map_ahead
 from vitreous.inputs.image_files import decode_image
 from vitreous.samples.archives import Archive, open_archive
 from vitreous.samples.cohort import SPLITS
@@ -228,23 +227,13 @@ def _find_unreadable(folder: Path, images: pd.Series) -> dict[str, str]:
             return str(error)
         return None
 
+    problems = {}
     with progress_bar("Decoding each image once", len(images)) as advance:
-        problems = _in_threads(problem, list(images), advance)
-    return {image: why for image, why in zip(images, problems, strict=True) if why is not None}
-
-
-def _in_threads(function: Callable[[str], str | None], items: list[str], advance: Advance) -> list[str | None]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            results = []
-            for future in futures:
-                results.append(future.result())
-                advance()
-        except BaseException:  # Ctrl-C too: images not yet begun are dropped, then it goes on
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return results
+        for image, why in zip(images, map_ahead(problem, images, workers=min(8, os.cpu_count() or 1)), strict=True):
+            if why is not None:
+                problems[image] = why
+            advance()
+    return problems
 
 
 def _check_complete(layout: CohortLayout, left_out: pd.DataFrame, max_missing: float, out: Path) -> None:

@@ -14,7 +14,7 @@ from vitreous.demo.recipe import CohortRecipe
 from vitreous.reports.leaderboard_tables import render_terminal
 from vitreous.study.run import run_study
 
-_CHECKPOINTS = ("multi_scanner", "scanner_1", "scanner_2")
+CHECKPOINTS = ("multi_scanner", "scanner_1", "scanner_2")
 
 
 def run_demo(out: Path) -> None:
@@ -26,7 +26,7 @@ def run_demo(out: Path) -> None:
     recipe = CohortRecipe()
     with progress_bar("Writing the synthetic cohort", len(plan_cohort(recipe).orders)) as advance:
         write_cohort(out / "cohort", recipe, advance)
-    for name in _CHECKPOINTS:
+    for name in CHECKPOINTS:
         packaged = resources.files("vitreous.demo") / "checkpoints" / f"{name}.safetensors"
         target = out / "checkpoints" / f"{name}.safetensors"
         if not target.exists() or target.read_bytes() != packaged.read_bytes():
@@ -49,7 +49,7 @@ def demo_overrides(out: Path) -> list[str]:
         "store": out / "features",
         "cache.dir": out / "files",
     }
-    places |= {f"encoders.{name}.checkpoint": out / "checkpoints" / f"{name}.safetensors" for name in _CHECKPOINTS}
+    places |= {f"encoders.{name}.checkpoint": out / "checkpoints" / f"{name}.safetensors" for name in CHECKPOINTS}
     return [f"{key}={_quoted(str(path))}" for key, path in places.items()]
 
 
