@@ -27,7 +27,7 @@ from vitreous.reports.transfer_figures import (
     gap_against_source_svg,
     heat_map_svg,
 )
-from vitreous.reports.transfer_report import TransferCohort, TransferReport, transfer_html
+from vitreous.reports.transfer_report import TransferCohort, TransferReport, draw_transfer, transfer_html
 from vitreous.reports.transfer_tables import (
     gap_csv,
     main_table,
@@ -92,6 +92,7 @@ def report(target, lacking):
     return TransferReport(
         "dr <study>",
         (TransferCohort(target, flow, "classes: ['<script>']\n", (bad,)), TransferCohort(lacking, flow, "a: b\n")),
+        draw_transfer([target, lacking]),
         ({"number": 2, "purpose": "transfer to clinic", "num_patients": 80},),
     )
 
@@ -282,4 +283,4 @@ def test_the_report_is_whole_offline_and_names_nobody(report):
     assert "cut &lt;short&gt;" in text
     assert "transfer to clinic" in text
     with pytest.raises(ValueError, match="needs a cohort"):
-        transfer_html(TransferReport("x", ()))
+        transfer_html(TransferReport("x", (), report.figures))

@@ -140,7 +140,7 @@ def class_f1_svg(row: str, targets: Sequence[TransferTarget]) -> str:
     classes = having[0].classes
     of_row = {target.name: next(one for one in target.rows if one.name == row) for target in having}
     first = next(iter(of_row.values()))
-    bars: dict[str, Mapping[str, Interval]] = {
+    bars: Mapping[str, Mapping[str, Interval]] = {
         "source": {name: first.gaps[f"f1_{name}"].source for name in classes}
     } | {cohort: {name: one.gaps[f"f1_{name}"].target for name in classes} for cohort, one in of_row.items()}
     width = 0.8 / len(bars)
@@ -223,7 +223,8 @@ def _told(found: Interval) -> str:
 
 
 def _whiskers(axes: "Axes", source: Interval, gap: Interval, colour: str) -> None:
+    x, y = float(_value(source) or 0), float(_value(gap) or 0)  # both are defined here
     if not isinstance(source.low, Undefined) and not isinstance(source.high, Undefined):
-        axes.plot([source.low, source.high], [gap.value, gap.value], color=colour, lw=1, alpha=0.55)
+        axes.plot([source.low, source.high], [y, y], color=colour, lw=1, alpha=0.55)
     if not isinstance(gap.low, Undefined) and not isinstance(gap.high, Undefined):
-        axes.plot([source.value, source.value], [gap.low, gap.high], color=colour, lw=1, alpha=0.55)
+        axes.plot([x, x], [gap.low, gap.high], color=colour, lw=1, alpha=0.55)

@@ -40,6 +40,29 @@ class TransferCohort:
 
 
 @dataclass(frozen=True)
+class TransferFigures:
+    """SVG texts: every model on every cohort, gaps over source scores, and F1 per class of each model by name."""
+
+    heat_map: str
+    gap_against_source: str
+    class_f1: Mapping[str, str]
+
+
+def draw_transfer(targets: Sequence[TransferTarget]) -> TransferFigures:
+    """Draw all figures; of at most :data:`MAX_BARS` models the classes, constant ones left out.
+
+    Raises:
+        ValueError: no target.
+    """
+    names = list(dict.fromkeys(row.name for target in targets for row in target.rows if not row.is_constant))
+    return TransferFigures(
+        cohort_heat_map_svg(targets),
+        gap_against_source_svg(targets),
+        {name: class_f1_svg(name, targets) for name in names[:MAX_BARS]},
+    )
+
+
+@dataclass(frozen=True)
 class TransferReport:
     """All that ``transfer.html`` shows.
 
@@ -49,6 +72,7 @@ class TransferReport:
 
     study: str
     cohorts: tuple[TransferCohort, ...]
+    figures: TransferFigures
     looks: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -70,7 +94,7 @@ def transfer_html(report: TransferReport) -> str:
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     targets = [cohort.target for cohort in report.cohorts]
-    names = list(dict.fromkeys(row.name for target in targets for row in target.rows if not row.is_constant))
+    names = {row.name for target in targets for row in target.rows if not row.is_constant}
     footnotes = Footnotes()
     # tables are made before the template runs: it lists the footnotes they mark
     tables = {
@@ -87,10 +111,10 @@ def transfer_html(report: TransferReport) -> str:
         style=Markup((_FOLDER / "report.css.j2").read_text()),
         tables=tables,
         answer=[sentence for target in targets for sentence in answer_sentences(target)],
-        heat_map=Markup(cohort_heat_map_svg(targets)),
-        scatter=Markup(gap_against_source_svg(targets)),
-        bars=[(name, Markup(class_f1_svg(name, targets))) for name in names[:MAX_BARS]],
-        num_left_out=max(0, len(names) - MAX_BARS),
+        heat_map=Markup(report.figures.heat_map),
+        scatter=Markup(report.figures.gap_against_source),
+        bars=[(name, Markup(svg)) for name, svg in report.figures.class_f1.items()],
+        num_left_out=len(names) - len(report.figures.class_f1),
         footnotes=footnotes,
         max_listed=MAX_LISTED,
         schema_version=SCHEMA_VERSION,

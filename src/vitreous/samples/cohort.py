@@ -1,7 +1,7 @@
 """A checked cohort: one row a sample, the labels of the test split sealed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -95,6 +95,23 @@ class Cohort:
             where="the new split",
         )
 
+    def as_target(self, *, only_test: bool) -> "Cohort":
+        """The same samples as a cohort that models are transferred to: all are tested, all labels sealed.
+
+        Nobody trains here, so that no split may be empty and no class absent.
+
+        Args:
+            only_test: keep the cohort's own test split; the rest is excluded by the rule ``not in test``.
+        """
+        samples, excluded = self.samples, self.excluded
+        if only_test:
+            is_kept = samples["split"] == "test"
+            left_out = samples.loc[~is_kept, ["sample_id", "patient_id", "relative"]]
+            left_out = left_out.assign(rule="not in test", detail="only the cohort's test split is scored")
+            excluded = pd.concat([excluded, left_out], ignore_index=True) if len(left_out) else excluded
+            samples = samples.loc[is_kept].reset_index(drop=True)
+        return replace(self, samples=samples.assign(split="test", y=SEALED), excluded=excluded)
+
     def patient_labels(self) -> pd.Series:
         """Class index by patient, the test split's included: for splitting only, which needs every label."""
         labels = self._all_labels()
@@ -123,9 +140,7 @@ def seal(
     Raises:
         SampleError: a split is empty, or a class has no training patient.
     """
-    if len(samples) and (samples["split"] == "").all():
-        _check_classes(samples, classes, where)  # folds give a split later, and check it then
-    else:
+    if not len(samples) or (samples["split"] != "").any():  # folds give a split later, and check it then
         findings = [*findings, *_check_splits(samples, classes, where)]
     samples = samples.sort_values(["patient_id", "sample_id"], kind="stable", ignore_index=True)
     volumes = samples.groupby("patient_id")["sample_id"].transform("size")
@@ -143,13 +158,6 @@ def seal(
         patients_without_files=tuple(patients_without_files),
         sealed=SealedLabels(labels),
     )
-
-
-def _check_classes(samples: pd.DataFrame, classes: Sequence[str], where: str) -> None:
-    problems = Problems(where)
-    if absent := [name for index, name in enumerate(classes) if not (samples["y"] == index).any()]:
-        problems.add(f"no patient with a file has the class {', '.join(map(repr, absent))}; remove it from classes.")
-    problems.check_none()
 
 
 def _check_splits(samples: pd.DataFrame, classes: Sequence[str], where: str) -> list[Finding]:

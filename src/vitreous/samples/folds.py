@@ -44,8 +44,22 @@ def fold_cohorts(cohort: Cohort, *, num_folds: int, seed: int) -> list[Cohort]:
     Raises:
         SampleError: see :func:`assign_folds`.
     """
+    check_classes(cohort)
     folds = assign_folds(cohort.patient_labels(), num_folds=num_folds, seed=seed)
     return [cohort.resplit(split_of) for split_of in folds]
+
+
+def check_classes(cohort: Cohort) -> None:
+    """Every class has a patient somewhere.
+
+    Raises:
+        SampleError: naming the classes that have none.
+    """
+    present = set(cohort.patient_labels())
+    if absent := [name for index, name in enumerate(cohort.classes) if index not in present]:
+        raise SampleError(
+            f"no patient with a file has the class {', '.join(map(repr, absent))}; remove it from classes."
+        )
 
 
 def _roles(patients: pd.Index, distance: npt.NDArray[np.int64]) -> dict[str, str]:

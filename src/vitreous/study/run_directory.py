@@ -71,9 +71,9 @@ def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str,
         kept = _comparable(yaml.safe_load(directory.study_yaml.read_text()))
         now = _comparable(settings)
         if directory.provenance.exists():
-            kept |= _flatten(json.loads(directory.provenance.read_text())["hashes"], "content")
-            now |= _flatten(provenance["hashes"], "content")
-        if different := _differing_keys(kept, now):
+            kept |= flatten_keys(json.loads(directory.provenance.read_text())["hashes"], "content")
+            now |= flatten_keys(provenance["hashes"], "content")
+        if different := differing_keys(kept, now):
             raise StudyMismatchError(
                 f"{directory.root}: this run was made by other settings; different: {', '.join(different)}. "
                 "Give the study another name (name=…), or remove the folder to start over."
@@ -102,21 +102,23 @@ def resolved_settings(config: StudyConfig) -> dict[str, Any]:
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    flat = _flatten({key: value for key, value in settings.items() if key not in PLACES})
+    flat = flatten_keys({key: value for key, value in settings.items() if key not in PLACES})
     flat.pop("data.refresh_listing", None)
     return flat
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten_keys(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted key → value."""
     if isinstance(value, Mapping) and value:
         flat: dict[str, Any] = {}
         for key, item in value.items():
-            flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+            flat |= flatten_keys(item, f"{prefix}.{key}" if prefix else str(key))
         return flat
     return {prefix: value}
 
 
-def _differing_keys(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differing_keys(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``key (a then, b now)`` for every key whose value differs, or that one side lacks."""
     names = sorted(kept.keys() | now.keys())
     return [
         f"{name} ({kept.get(name, 'absent')!r} then, {now.get(name, 'absent')!r} now)"
