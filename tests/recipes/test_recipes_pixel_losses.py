@@ -58,9 +58,7 @@ def test_ordinal_is_scipys_distance(logits_BC: torch.Tensor, hard_BC: torch.Tens
     grades = np.arange(NUM_CLASSES)
     probs_BC = softmax(logits_BC.numpy(), axis=1)
     for targets_BC in (hard_BC, soft_BC):
-        emd_B = [
-            energy_distance(grades, grades, p_C, t_C) ** 2 / 2 for p_C, t_C in zip(probs_BC, targets_BC.numpy())
-        ]
+        emd_B = [energy_distance(grades, grades, p_C, t_C) ** 2 / 2 for p_C, t_C in zip(probs_BC, targets_BC.numpy())]
         expected_B = cross_entropy(logits_BC, targets_BC).numpy() + 0.7 * np.array(emd_B)
         np.testing.assert_allclose(ordinal(logits_BC, targets_BC, weight=0.7).numpy(), expected_B, rtol=1e-9)
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,9 +17,15 @@ class StoppedBySignal(BaseException):
 class Interrupts:
     """Says whether a signal has arrived. Made by :func:`deferred_interrupts`."""
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Iterable[signal.Signals]) -> None:
         self.signum: int | None = None
+        self._signals = tuple(signals)
         self._owner = os.getpid()
+
+    def listen(self) -> None:
+        """Take the signals, also from whoever took them since."""
+        for signum in self._signals:
+            signal.signal(signum, self.receive)
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         """The handler: a first signal waits for :meth:`check`, a second one does not."""
@@ -50,16 +56,15 @@ def deferred_interrupts() -> Iterator[Interrupts]:
     Raises:
         KeyboardInterrupt: a signal arrived, and its handler did not raise.
     """
-    interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts
+        yield Interrupts([])
         return
     # a handler that was not installed from Python is None, and cannot be put back
     previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     taken = {signum: handler for signum, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
+    interrupts = Interrupts(taken)
     try:
-        for signum in taken:
-            signal.signal(signum, interrupts.receive)
+        interrupts.listen()
         yield interrupts
     except BaseException:
         if interrupts.signum is None:

@@ -1,5 +1,6 @@
 """The state of a training on disk: one file, whole or not at all, that holds no code."""
 
+import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,9 +115,9 @@ def read_state(folder: Path, fingerprint: str) -> TrainingState | None:
         return None
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError) as error:  # what torch raises for a damaged archive
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # a damaged archive, or one that holds code
         raise RunError(
-            f"{path}: the interrupted training cannot be read ({error}); remove {folder} to start anew."
+            f"{path}: the interrupted training cannot be read ({type(error).__name__}); remove {folder} to start anew."
         ) from error
     if values.pop("schema_version") != SCHEMA_VERSION or values.pop("fingerprint") != fingerprint:
         raise StudyMismatchError(

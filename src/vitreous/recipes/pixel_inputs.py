@@ -5,6 +5,7 @@ Axes: B row of a batch, C channel, D slice, H row of pixels, W column.
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -74,12 +75,24 @@ class InputLoader:
             yield from self._loader
             return
         for batch in batches:
-            stacked = stack_prepared([self._rows[key] for key in batch])
+            with single_threaded():  # as in a worker: sums of many numbers depend on the number of threads
+                stacked = stack_prepared([self._rows[key] for key in batch])
             yield stacked.pin_memory() if self._is_pinned else stacked
 
     def close(self) -> None:
         """End the workers."""
         self._loader = None
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """torch computes in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def stack_prepared(prepared: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -57,6 +57,7 @@ class PixelModule(LightningModule):
         return self._stage.build_optimizer()
 
     def on_train_start(self) -> None:
+        self._stage.fit.interrupts.listen()  # Lightning's handler of SIGTERM would end between two optimiser steps
         self.model.train()  # what is frozen goes to eval mode, after Lightning has looked for modules left in it
 
     def training_step(self, x_B: torch.Tensor, batch_idx: int) -> torch.Tensor:
@@ -76,8 +77,7 @@ class PixelModule(LightningModule):
     ) -> None:
         self._stage.set_learning_rates(self._batches[batch_idx])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self._stage.ema is not None:
-            self._stage.ema.update()
+        self._stage.after_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._advance()

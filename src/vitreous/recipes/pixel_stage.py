@@ -6,8 +6,9 @@ Axes: N row of a set, B row of a batch, C class (of targets) or channel (of inpu
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ import numpy.typing as npt
 import torch
 
 from vitreous.core.errors import RunError
-from vitreous.core.progress import Advance
 from vitreous.core.streams import stream_seed, torch_stream
 from vitreous.inputs.mixing import mix_batch
 from vitreous.recipes.early_stopping import EarlyStopping
@@ -23,13 +23,12 @@ from vitreous.recipes.ema import WeightAverage
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.recipes.interrupts import Interrupts
 from vitreous.recipes.pixel_checkpoints import Snapshot, TrainingState, copy_to_cpu, model_tensors, write_state
-from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows, View
 from vitreous.recipes.pixel_losses import row_losses
 from vitreous.recipes.pixel_model import PixelModel
-from vitreous.recipes.pixel_prediction import autocast, input_finisher, plain_batches, run_batches, score_logits
+from vitreous.recipes.pixel_prediction import score_logits
 from vitreous.recipes.pixel_sampling import Batch, count_steps, draw_rows, split_epoch
 from vitreous.recipes.pixel_settings import FitSettings, PixelSet, Precision, StageSettings
-from vitreous.recipes.prefix_cache import KeptPrefix, keep_prefix, kept_dtype, remove_prefix
+from vitreous.recipes.pixel_stage_inputs import StageInputs
 from vitreous.recipes.schedule import cosine_with_warmup
 from vitreous.recipes.trainable import parameter_groups
 
@@ -69,33 +68,35 @@ class PixelStage:
     Args:
         state: where the training stands; kept up to date.
         trained: names of the parameters that train in this stage or trained before.
-        is_cached: whether the frozen prefix is kept; training then starts behind it.
     """
 
-    def __init__(
-        self, fit: Fit, stage: StageSettings, state: TrainingState, trained: Sequence[str], *, is_cached: bool
-    ) -> None:
+    def __init__(self, fit: Fit, stage: StageSettings, state: TrainingState, trained: Sequence[str]) -> None:
         self.fit = fit
         self.stage = stage
         self.state = state
         self._trained = trained
-        self._is_cached = is_cached
-        self._block = fit.model.first_trainable_block
-        self._train_prefix: KeptPrefix | None = None
-        self._val_prefix: KeptPrefix | None = None
         self._pending: list[torch.Tensor] = []
-        self.steps_per_epoch = count_steps(len(fit.train), stage.batch_size, fit.settings.accumulate)
-        self._num_warmup_steps = stage.num_warmup_epochs(fit.settings.warmup_epochs) * self.steps_per_epoch
+        self._steps_per_epoch = count_steps(len(fit.train), stage.batch_size, fit.settings.accumulate)
+        self._num_warmup_steps = stage.num_warmup_epochs(fit.settings.warmup_epochs) * self._steps_per_epoch
         self.num_batches = len(self._split_epoch(0))  # as many in every epoch
-        pinned = torch.device(fit.device).type == "cuda"
-        augment_settings = fit.settings.augment if fit.settings.is_augmenting else None
-        rows = PreparedRows(fit.train, augment_settings=augment_settings, seed=fit.seed, stage=state.stage)
-        self._train_loader = InputLoader(rows, workers=fit.workers, is_pinned=pinned)
-        self._val_loader = InputLoader(PreparedRows(fit.val), workers=fit.workers, is_pinned=pinned)
-        self._finish = input_finisher(fit.model, fit.train.spec, fit.device)
-        self.ema: WeightAverage | None = None
+        self._ema: WeightAverage | None = None
         self._optimizer: torch.optim.AdamW
         self._peaks: list[float] = []
+        self.inputs = StageInputs(
+            fit.model,
+            fit.train,
+            fit.val,
+            fit.settings,
+            number=state.stage,
+            batch_size=stage.batch_size,
+            is_cached=state.is_cached[state.stage],
+            seed=fit.seed,
+            folder=fit.state_dir,
+            device=fit.device,
+            precision=fit.precision,
+            workers=fit.workers,
+            interrupts=fit.interrupts,
+        )
 
     # ---- what an epoch learns from
 
@@ -104,14 +105,8 @@ class PixelStage:
         return self._split_epoch(self.state.epoch)[len(self.state.losses) :]
 
     def load(self, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
-        """What the model takes for each: prepared inputs, or hidden states where the prefix is kept."""
-        if self._train_prefix is not None:
-            view = self.state.epoch % max(self.fit.settings.num_views, 1)
-            for batch in batches:
-                yield self._train_prefix.take(batch.rows_B, view)
-            return
-        view_of_epoch = self._view(self.state.epoch)
-        yield from self._train_loader.load([[(int(row), view_of_epoch) for row in b.rows_B] for b in batches])
+        """What the model takes for each."""
+        return self.inputs.load([batch.rows_B for batch in batches], self.state.epoch)
 
     def loss(self, x_B: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The batch's share of the mean loss over its optimiser step; the sum of its weighted losses is noted."""
@@ -121,14 +116,7 @@ class PixelStage:
         targets_BC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.train.y_N[batch.rows_B])]
         weight_B1 = torch.from_numpy(fit.weight_N[batch.rows_B])[:, None]
         both = torch.cat([targets_BC, weight_B1], dim=1).to(self._dtype).to(x_B.device, non_blocking=True)
-        if self._train_prefix is not None:
-            logits_BC = fit.model.run_suffix(x_B.to(self._train_prefix.dtype), self._block)
-        else:
-            x_B = self._finish(x_B)
-            if fit.settings.is_mixing:
-                chance = torch_stream(fit.seed, "pixel mix", state.stage, state.epoch, batch.index)
-                x_B, both = mix_batch(x_B, both, mixup=fit.settings.mixup, cutmix=fit.settings.cutmix, generator=chance)
-            logits_BC = fit.model(x_B)
+        logits_BC, both = self.inputs.forward(x_B, both, partial(self._mix, batch))
         losses_B = row_losses(logits_BC.to(self._dtype), both[:, :-1], fit.settings)
         total = (losses_B * both[:, -1]).sum()
         self._pending.append(total.detach())
@@ -139,7 +127,7 @@ class PixelStage:
     def _learning_rate_factor(self, step: int) -> float:
         if self.fit.settings.schedule == "constant":
             return min(1.0, (step + 1) / self._num_warmup_steps) if self._num_warmup_steps else 1.0
-        num_steps = self.stage.epochs * self.steps_per_epoch
+        num_steps = self.stage.epochs * self._steps_per_epoch
         return cosine_with_warmup(step, num_steps=num_steps, num_warmup_steps=self._num_warmup_steps)
 
     def after_batch(self, batch: Batch) -> None:
@@ -169,8 +157,8 @@ class PixelStage:
         if state.optimizer is not None:
             self._optimizer.load_state_dict(state.optimizer)
         if fit.settings.ema is not None:
-            done = state.epoch * self.steps_per_epoch - (-len(state.losses) // fit.settings.accumulate)
-            self.ema = WeightAverage(fit.settings.ema, self.parameters, mean=state.ema, num_updates=done)
+            done = state.epoch * self._steps_per_epoch - (-len(state.losses) // fit.settings.accumulate)
+            self._ema = WeightAverage(fit.settings.ema, self.parameters, mean=state.ema, num_updates=done)
         return self._optimizer
 
     @property
@@ -180,9 +168,14 @@ class PixelStage:
 
     def set_learning_rates(self, batch: Batch) -> None:
         """Those of the optimiser step that the batch ends."""
-        factor = self._learning_rate_factor(self.state.epoch * self.steps_per_epoch + batch.step)
+        factor = self._learning_rate_factor(self.state.epoch * self._steps_per_epoch + batch.step)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
+
+    def after_step(self) -> None:
+        """Take the weights after an optimiser step into their running mean."""
+        if self._ema is not None:
+            self._ema.update()
 
     # ---- how it is judged
 
@@ -195,18 +188,18 @@ class PixelStage:
         """Validate, note the epoch, keep the weights if they are the best, write the state."""
         fit, state = self.fit, self.state
         try:
-            if self.ema is None:
+            if self._ema is None:
                 score, val_loss = self._validate()
                 weights = None
             else:
-                with self.ema.in_place():
+                with self._ema.in_place():
                     score, val_loss = self._validate()
                     weights = model_tensors(fit.model, self._trained)
         except BaseException:
             # the batches are done; only what they came to is still unknown
             fit.interrupts.check(self.save)
             raise
-        factor = self._learning_rate_factor((state.epoch + 1) * self.steps_per_epoch - 1)
+        factor = self._learning_rate_factor((state.epoch + 1) * self._steps_per_epoch - 1)
         has_encoder = any(parameter.requires_grad for parameter in fit.model.encoder.parameters())
         state.history.append(
             {
@@ -246,41 +239,9 @@ class PixelStage:
         """Write where the training stands; between two optimiser steps only."""
         self._look_at_losses()
         self.state.weights = model_tensors(self.fit.model, self._trained)
-        self.state.ema = None if self.ema is None else self.ema.mean
+        self.state.ema = None if self._ema is None else self._ema.mean
         self.state.optimizer = self._optimizer.state_dict()
         write_state(self.fit.state_dir, self.state, self.fit.fingerprint)
-
-    @property
-    def num_prefix_batches(self) -> int:
-        """Batches that :meth:`keep_prefixes` goes through; 0 where no prefix is kept."""
-        if not self._is_cached:
-            return 0
-        size, views = self.stage.batch_size, max(self.fit.settings.num_views, 1)
-        return len(plain_batches(len(self.fit.train), size)) * views + len(plain_batches(len(self.fit.val), size))
-
-    def keep_prefixes(self, advance: Advance) -> None:
-        """Compute what enters the first trained block, for train and val, unless it is kept already."""
-        self.fit.model.to(self.fit.device)
-        fit, views = self.fit, max(self.fit.settings.num_views, 1)
-        keys = [
-            [(row, self._view(view)) for row, _ in batch]
-            for view in range(views)
-            for batch in plain_batches(len(fit.train), self.stage.batch_size)
-        ]
-        self._train_prefix = self._keep("train", self._train_loader, keys, len(fit.train), views, advance)
-        val_keys = plain_batches(len(fit.val), self.stage.batch_size)
-        self._val_prefix = self._keep("val", self._val_loader, val_keys, len(fit.val), 1, advance)
-
-    def remove_prefixes(self) -> None:
-        """Remove the files of :meth:`keep_prefixes`."""
-        self._train_prefix = self._val_prefix = None
-        for split in ("train", "val"):
-            remove_prefix(self._prefix_path(split))
-
-    def close(self) -> None:
-        """End the workers."""
-        self._train_loader.close()
-        self._val_loader.close()
 
     # ----
 
@@ -293,11 +254,12 @@ class PixelStage:
         rows = draw_rows(fit.settings.sampler, fit.labels, seed=fit.seed, stage=self.state.stage, epoch=epoch)
         return split_epoch(rows, fit.weight_N, batch_size=self.stage.batch_size, accumulate=fit.settings.accumulate)
 
-    def _view(self, epoch: int) -> View:
-        if not self.fit.settings.is_augmenting:
-            return None
-        views = self.fit.settings.num_views
-        return ("view", epoch % views) if views and self._block else (epoch,)
+    def _mix(self, batch: Batch, x_BCDHW: torch.Tensor, both_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        settings = self.fit.settings
+        if not settings.is_mixing:
+            return x_BCDHW, both_BC
+        chance = torch_stream(self.fit.seed, "pixel mix", self.state.stage, self.state.epoch, batch.index)
+        return mix_batch(x_BCDHW, both_BC, mixup=settings.mixup, cutmix=settings.cutmix, generator=chance)
 
     def _look_at_losses(self) -> None:
         if not self._pending:
@@ -320,50 +282,9 @@ class PixelStage:
 
     def _validate(self) -> tuple[float, float]:
         fit = self.fit
-        batches = plain_batches(len(fit.val), self.stage.batch_size)
-        kept = self._val_prefix
-        if kept is None:
-            logits_NC = run_batches(
-                fit.model,
-                lambda x: fit.model(self._finish(x)),
-                self._val_loader.load(batches),
-                precision=fit.precision,
-                after_batch=fit.interrupts.check,
-            )
-        else:
-            logits_NC = run_batches(
-                fit.model,
-                lambda x: fit.model.run_suffix(x.to(fit.device, kept.dtype), self._block),
-                (kept.take(np.array([row for row, _ in batch]), 0) for batch in batches),
-                precision=fit.precision,
-                after_batch=fit.interrupts.check,
-            )
+        logits_NC = self.inputs.val_logits()
         fit.model.train()
         targets_NC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.val.y_N)]
         losses_N = row_losses(torch.from_numpy(logits_NC), targets_NC, fit.settings).numpy()
         val_loss = math.fsum(losses_N * fit.val_weight_N) / math.fsum(fit.val_weight_N)
         return score_logits(logits_NC, fit.val, fit.metric), val_loss
-
-    def _keep(
-        self, split: str, loader: InputLoader, keys: list[list[Key]], rows: int, views: int, advance: Advance
-    ) -> KeptPrefix:
-        fit = self.fit
-
-        def after_batch() -> None:
-            advance()
-            fit.interrupts.check()
-
-        run: Callable[[torch.Tensor], torch.Tensor] = lambda x: fit.model.run_prefix(self._finish(x), self._block)  # noqa: E731
-        with torch.no_grad(), autocast(fit.model, fit.precision):
-            return keep_prefix(
-                self._prefix_path(split),
-                loader.load(keys),
-                run,
-                num_rows=rows,
-                num_views=views,
-                dtype=kept_dtype(fit.model, fit.precision),
-                after_batch=after_batch,
-            )
-
-    def _prefix_path(self, split: str) -> Path:
-        return self.fit.state_dir / f"prefix-stage{self.state.stage + 1}-{split}.bin"

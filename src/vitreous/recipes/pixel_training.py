@@ -119,9 +119,7 @@ def _run_stages(fit: Fit, stages: Sequence[StageSettings], state: TrainingState)
         _unfreeze(model, stages[state.stage])
         if len(state.is_cached) == state.stage:
             state.is_cached.append(_keeps_prefix(fit))
-        stage = PixelStage(
-            fit, stages[state.stage], state, trained[state.stage], is_cached=state.is_cached[state.stage]
-        )
+        stage = PixelStage(fit, stages[state.stage], state, trained[state.stage])
         _run_stage(stage, len(stages))
         if state.stage == len(stages) - 1:
             break
@@ -147,15 +145,16 @@ def _run_stage(stage: PixelStage, num_stages: int) -> None:
     if not stage.is_over:
         number = f", stage {stage.state.stage + 1} of {num_stages}" if num_stages > 1 else ""
         try:
-            if stage.num_prefix_batches:
-                with progress_bar(f"Computing the frozen blocks{number}", stage.num_prefix_batches) as advance:
-                    stage.keep_prefixes(advance)
+            if stage.inputs.num_prefix_batches:
+                with progress_bar(f"Computing the frozen blocks{number}", stage.inputs.num_prefix_batches) as advance:
+                    stage.fit.model.to(stage.fit.device)
+                    stage.inputs.keep_prefixes(advance)
             left = (stage.stage.epochs - stage.state.epoch) * stage.num_batches - len(stage.state.losses)
             with progress_bar(f"Training{number}", left) as advance:
                 run_stage(stage, advance)
         finally:
-            stage.close()
-    stage.remove_prefixes()
+            stage.inputs.close()
+    stage.inputs.remove_prefixes()
 
 
 def _begin_next_stage(model: PixelModel, state: TrainingState) -> None:
