@@ -13,7 +13,8 @@ from vitreous.inputs.image import Image
 from vitreous.inputs.near_duplicates import MAX_DISTANCE, digest_pixels, find_near_pairs, hash_picture
 from vitreous.inputs.volume import Volume
 
-IDRID = Path(__file__).parents[3] / "shared" / "data" / "idrid"
+DATA = Path(__file__).parents[3] / "shared" / "data"
+IDRID, RETINA = DATA / "idrid", DATA / "medmnist" / "retinamnist.npz"
 
 
 def draw(seed: int, side: int = 192) -> pillow.Image:
@@ -105,7 +106,7 @@ def test_digest_tells_values_shape_and_type() -> None:
     assert digest != digest_pixels(Image(changed))
 
 
-@pytest.mark.parametrize("max_distance", [0, 3, 16])
+@pytest.mark.parametrize("max_distance", [0, 3, 16, 18])
 def test_pairs_are_those_of_a_double_loop(max_distance: int) -> None:
     rng = np.random.default_rng(1)
     hashes = rng.random((5000, 256)) < 0.5
@@ -145,3 +146,18 @@ def test_idrid_has_six_pairs_and_the_threshold_parts_copies_from_others() -> Non
     for picture in pictures[::40]:
         found = {name: distance(picture, copy) for name, copy in copies(picture).items()}
         assert max(found.values()) <= MAX_DISTANCE, found
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not RETINA.is_file(), reason=f"needs {RETINA}")
+def test_near_pairs_of_retinamnist_stay_inside_its_splits() -> None:
+    arrays = np.load(RETINA)
+    hashes, splits = [], []
+    for split in ("train", "val", "test"):
+        pictures = [hash_picture(Image(pixels)) for pixels in arrays[f"{split}_images"]]
+        hashes += [bits for bits in pictures if bits is not None]
+        splits += [split] * len(pictures)
+    assert len(hashes) == len(splits) == 1600
+    pairs, _ = find_near_pairs(np.array(hashes))
+    assert len(pairs) == 21
+    assert all(splits[i] == splits[j] for i, j in pairs)

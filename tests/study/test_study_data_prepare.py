@@ -6,18 +6,23 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from cohorts import write_study
 from PIL import Image
 
+from vitreous.config.compose import load_study
 from vitreous.core.errors import UserError
 from vitreous.samples import archives
 from vitreous.samples.archives import open_archive
 from vitreous.study import data_prepare
+from vitreous.study.data import open_data
 from vitreous.study.data_prepare import prepare_cohort
 
 IDRID = Path(__file__).parents[3] / "shared" / "data" / "idrid"
@@ -36,9 +41,9 @@ def aptos(num_images: int = 40) -> dict[str, bytes]:
     return files | {f"test_images/xx{number}.png": photograph(900 + number) for number in (1, 2)}
 
 
-def messidor(*, pairs: bool = True) -> dict[str, bytes]:
-    """40 images of 20 examinations, grades as floats as published, one ungradable; the table says .jpg, files .JPG."""
-    names = [f"2005_{number:02d}_PP.png" if number % 2 else f"IM{number:04d}.jpg" for number in range(40)]
+def messidor(num_images: int = 40, *, pairs: bool = True) -> dict[str, bytes]:
+    """Two images an examination, grades as floats as published, one ungradable; the table says .jpg, files .JPG."""
+    names = [f"2005_{number:02d}_PP.png" if number % 2 else f"IM{number:04d}.jpg" for number in range(num_images)]
     rows = [f"{name},{number % 5}.0,{number % 2}.0,1" for number, name in enumerate(names)]
     rows[7] = f"{names[7]},,,0"
     files = {
@@ -173,6 +178,37 @@ def test_idrid_keeps_the_people_of_train_and_test_apart(tmp_path: Path) -> None:
     assert (other["split"] != labels["split"]).any(), "another seed draws another val"
 
 
+@pytest.mark.parametrize("name", ["aptos", "messidor", "idrid"])
+def test_the_data_part_opens_as_a_study(tmp_path: Path, name: Literal["aptos", "messidor", "idrid"]) -> None:
+    files = {"aptos": aptos, "messidor": lambda: messidor(100), "idrid": idrid}[name]()
+    if name == "messidor":  # both eyes of one grade, so that patients can be told to the study
+        head, *rows = files["messidor_data.csv"].decode().splitlines()
+        rows = [",".join([row.split(",")[0], f"{n // 2 % 5}", "0", "1"]) for n, row in enumerate(rows)]
+        files["messidor_data.csv"] = "\n".join([head, *rows]).encode()
+    record, _ = prepare_cohort(name, write_zip(tmp_path / "a.zip", files), tmp_path / "out")
+    values = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert ("patient" in values["data"]) == (name == "messidor")
+    encoder = {"family": "vit3d", "random": {"img_size": [4, 32, 32], "patch_size": [2, 16, 16], "embed_dim": 64}}
+    values |= {"name": name, "encoders": {"untrained": encoder}, "recipes": {"linear": {"kind": "linear_probe"}}}
+    study = write_study(tmp_path / "study.yaml", values | {"cache": {"dir": str(tmp_path / "cache")}})
+    cohort = open_data(load_study(str(study)), keep_listing=False).cohort
+    assert cohort.excluded.empty
+    counts = cohort.count_by(["split", "class"]).set_index(["split", "class"])["volumes"].to_dict()
+    assert counts == {
+        (split, grade): count for split, row in record["counts"].items() for grade, count in row.items() if count
+    }
+
+
+def test_two_at_a_time(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "a.zip", aptos())
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(prepare_cohort, "aptos", source, tmp_path / "out") for _ in range(4)]
+        results = [call.result() for call in calls]
+    assert [was_there for _, was_there in results].count(False) == 1
+    assert all(record == results[0][0] for record, _ in results)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "out"]
+
+
 def test_same_command_finds_it_done_and_other_settings_are_refused(tmp_path: Path) -> None:
     source = write_zip(tmp_path / "a.zip", aptos())
     prepare_cohort("aptos", source, tmp_path / "out")
@@ -204,6 +240,8 @@ def test_killed_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyboardInterrupt):
         prepare_cohort("aptos", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    # what a SIGKILL in the middle of a file leaves
+    (tmp_path / ".out.preparing" / "images" / ".id11.png.x1y2.part").write_bytes(b"half")
     monkeypatch.setattr(
         archives.Archive, "_copy", lambda self, member, *rest: (written.append(member.name), copy(self, member, *rest))
     )
@@ -376,9 +414,12 @@ def test_a_size_that_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.7, 0.99])
-@pytest.mark.parametrize("form", ["a.zip", "a.tar.gz"])
+@pytest.mark.parametrize("form", ["a.zip", "a.tar.gz", "a.tar.bz2", "a.tar.xz"])
 def test_a_download_that_broke_off(tmp_path: Path, form: str, cut: float) -> None:
-    source = (write_zip if form == "a.zip" else write_tar)(tmp_path / form, aptos())
+    if form == "a.zip":
+        source = write_zip(tmp_path / form, aptos())
+    else:
+        source = write_tar(tmp_path / form, aptos(), f"w:{form.rpartition('.')[2]}")
     source.write_bytes(source.read_bytes()[: int(source.stat().st_size * cut)])
     with pytest.raises(UserError, match=r"damaged|neither a zip nor a tar"):
         prepare_cohort("aptos", source, tmp_path / "out")

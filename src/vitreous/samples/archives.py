@@ -132,7 +132,7 @@ class Archive(ABC):
                 with file:
                     yield wanted[raw], file
         except _DAMAGES as error:
-            raise UserError(f"{self.path}: the archive is damaged ({error}); download it again.") from error
+            raise _damage(self.path, error) from error
         except NotImplementedError as error:
             raise UserError(f"{self.path}: is packed in a way not read here ({error}); unpack it first.") from error
 
@@ -153,7 +153,15 @@ class Archive(ABC):
         """The files asked for, in the order of the archive."""
 
 
-_DAMAGES = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+# bz2 and gzip raise OSError
+_DAMAGES = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
+
+
+def _damage(path: Path, error: Exception) -> Exception:
+    """What to raise; a failure that has a number comes from the disk, not from the archive."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return UserError(f"{path}: the archive is damaged ({error}); download it again.")
 
 
 @contextmanager
@@ -182,8 +190,8 @@ def open_archive(path: Path, *, max_bytes: int) -> Iterator[Archive]:
                     f"{path}: is neither a zip nor a tar archive nor a folder. Unpack it with its own program and "
                     f"name the folder; a part of a split zip (.zip.001) has to be joined with the others first."
                 )
-        except (*_DAMAGES, OSError) as error:
-            raise UserError(f"{path}: the archive is damaged ({error}); download it again.") from error
+        except _DAMAGES as error:
+            raise _damage(path, error) from error
     try:
         yield archive
     finally:

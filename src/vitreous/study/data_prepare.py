@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from vitreous.core.errors import InputError, UserError
-from vitreous.core.files import replacing, write_json, write_text
+from vitreous.core.files import remove_partial_files, replacing, write_json, write_text
 from vitreous.core.fingerprints import fingerprint
 from vitreous.core.progress import progress_bar
 from vitreous.core.threads import map_ahead
@@ -86,7 +86,7 @@ def prepare_cohort(
         layout = lay_out_cohort(name, archive)
         with exclusive(aside / _LOCK):
             if (done := _finished(out, request)) is not None:  # another process has been at it meanwhile
-                shutil.rmtree(aside)
+                shutil.rmtree(aside, ignore_errors=True)  # it has gone with the other, or holds a lock alone
                 return done, True
             _claim(aside, request)
             _extract(archive, layout, aside)
@@ -156,6 +156,8 @@ def _claim(aside: Path, request: dict[str, Any]) -> None:
         if found := sorted(path.name for path in aside.iterdir() if path.name != _LOCK):
             raise UserError(f"{aside}: holds {examples(found, 3)} and was not begun by this verb; remove it.")
         write_json(started, request)
+    for folder in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
+        remove_partial_files(folder)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

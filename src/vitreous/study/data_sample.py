@@ -139,6 +139,7 @@ def _write_study(path: Path, head: str, name: str, data: dict[str, Any]) -> Path
         "encoders": {"untrained_cnn": _ENCODER},
         "recipes": {"linear": _PROBE},
         "floors": ["majority"],
+        "precision": "fp32",  # the same numbers whether or not the CPU multiplies bf16
     }
     return _write_yaml(path, head, values | _places(path.parent))
 

@@ -89,7 +89,7 @@ def verify_data(
     Args:
         workers: decoding threads.
         max_distance: bits of 256 in which near duplicates may differ; see
-            :mod:`vitreous.inputs.near_duplicates` for how 16 was chosen.
+            :mod:`vitreous.inputs.near_duplicates` for how 18 was chosen.
         progress: called once per file.
     """
     looked_at = _look_at_all(data, workers, progress)
