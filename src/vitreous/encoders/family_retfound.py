@@ -107,7 +107,7 @@ def _build(architecture: RETFoundArchitecture) -> RETFound:
         final_norm=architecture.final_norm,
         norm_layer=partial(nn.LayerNorm, eps=_EPS),
     )
-    return RETFound(make, architecture.img_size)
+    return RETFound(make(), make, architecture.img_size)
 
 
 def _infer(where: str, tensors: Tensors, config: Mapping[str, Any], options: Mapping[str, Any]) -> Inferred:

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 import torch
@@ -75,6 +75,20 @@ def build_timm(architecture: TimmArchitecture) -> TimmBackbone:
         raise ValueError(f"timm's {architecture.model} cannot be built for {size}: {error}") from error
 
 
+@lru_cache(maxsize=8)
+def _whole(architecture: TimmArchitecture) -> nn.Module:
+    """The model with classifier and pooling, without data."""
+    with torch.device("meta"):
+        return _maker(architecture)()
+
+
+@lru_cache(maxsize=8)
+def _names(architecture: TimmArchitecture) -> tuple[str, ...]:
+    """Names of the encoder's tensors, in timm's order."""
+    with torch.device("meta"):
+        return tuple(build_timm(architecture).model.state_dict())
+
+
 def infer_timm(
     where: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Inferred:
@@ -90,14 +104,12 @@ def infer_timm(
     elif (size := _size_of_positions(where, architecture, tensors)) is not None:
         architecture = architecture.model_copy(update={"img_size": size})
         sources["img_size"] = "number of positions, square"
-    with torch.device("meta"):
-        encoder = build_timm(architecture).model.state_dict()
-        whole = _maker(architecture)().state_dict()
-    heads = _heads(architecture.model, set(whole) - set(encoder))
+    encoder = _names(architecture)
+    heads = _heads(architecture.model, set(_whole(architecture).state_dict()) - set(encoder))
     left_out = tuple(sorted(name for name in tensors if name in heads or name.startswith(_prefixes_of(heads))))
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     for name in encoder:
-        if name.endswith(_COUNTER) and name not in kept:
+        if name.endswith(_COUNTER) and name not in kept and name.replace(_COUNTER, "running_mean") in kept:
             kept[name] = torch.zeros((), dtype=torch.int64)
             sources[_COUNTER] = "absent from the file, counted from 0; evaluation does not use it"
     return Inferred(architecture, sources, kept, {"classifier and pooling": left_out} if left_out else {})
@@ -119,8 +131,7 @@ def _size_of_positions(
 ) -> tuple[int, int] | None:
     """Another size than timm's own where the file's positions are those of another square; else None."""
     stored = tensors.get("pos_embed")
-    with torch.device("meta"):
-        model: Any = _maker(architecture)()
+    model: Any = _whole(architecture)
     own, grid = getattr(model, "pos_embed", None), getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if stored is None or grid is None or not isinstance(own, torch.Tensor) or own.ndim != 3 or stored.ndim != 3:
         return None
@@ -159,9 +170,7 @@ def timm_spec(architecture: TimmArchitecture) -> ImageSpec:
 
 def _anchor(options: Mapping[str, Any]) -> str:
     """The first weight of the model that the options name."""
-    with torch.device("meta"):
-        model = build_timm(TimmArchitecture(**options)).model
-    return next(name for name, _ in model.named_parameters())
+    return _names(TimmArchitecture(**options))[0]
 
 
 def fetch_timm(name: str) -> Fetched:

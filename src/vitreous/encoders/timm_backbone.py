@@ -33,17 +33,19 @@ class TimmBackbone(nn.Module):
     are kept where the first of them is a class token, and dropped after the last block where there is none.
 
     Args:
-        make: builds the model, by timm's own initialisation; called again for random weights.
-        img_size: pixels (H, W) of the input that `make` builds for.
+        model: of timm, on any device.
+        make: builds such a model, by timm's own initialisation; called for random weights.
+        img_size: pixels (H, W) of the input that it is built for.
 
     Raises:
         ValueError: the model gives neither a map nor tokens on a grid.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], img_size: Size2) -> None:
+    def __init__(self, model: nn.Module, make: Callable[[], nn.Module], img_size: Size2) -> None:
         super().__init__()
         self._make = make
-        self.model = make()
+        self.model = model
+        self._shapes: dict[Size2, tuple[int, ...]] = {}
         self.img_size = img_size
         self._heads = _unused_modules(self.model, img_size)
         _take_out(self.model, self._heads)
@@ -101,6 +103,7 @@ class TimmBackbone(nn.Module):
         except (ValueError, RuntimeError, AssertionError) as error:
             raise ValueError(f"the model takes no images of {rows}×{columns} pixels: {error}") from error
         self.img_size = (rows, columns)
+        self._shapes.clear()
         changed = [name for name, tensor in self.model.named_parameters() if tensor.shape != before[name]]
         if not changed:
             return None
@@ -190,19 +193,22 @@ class TimmBackbone(nn.Module):
         )
 
     def _shape_of_output(self, size: Size2) -> tuple[int, ...]:
+        if size in self._shapes:
+            return self._shapes[size]
         shadow = _shadow(self.model)
         with torch.no_grad():
             features = shadow.forward_features(_blank(size))  # type: ignore[operator]
         if not isinstance(features, torch.Tensor):
             raise ValueError(f"its features are a {type(features).__name__}, not one map or one list of tokens")
-        return tuple(features.shape)
+        self._shapes[size] = tuple(features.shape)
+        return self._shapes[size]
 
 
 class TimmChain(TimmBackbone):
     """A model whose submodules run one after another."""
 
-    def __init__(self, make: Callable[[], nn.Module], img_size: Size2) -> None:
-        super().__init__(make, img_size)
+    def __init__(self, model: nn.Module, make: Callable[[], nn.Module], img_size: Size2) -> None:
+        super().__init__(model, make, img_size)
         division = divide(self.model)
         if division is None:
             raise ValueError(f"{type(self.model).__name__} has no known division")
@@ -298,16 +304,16 @@ class TimmBeit(TimmTransformer):
 
 def wrap_timm(make: Callable[[], nn.Module], img_size: Size2) -> TimmBackbone:
     """The backbone that knows how such a model divides."""
-    with torch.device("meta"):
-        sample: Any = make()
-    match defining_class(sample):
+    model: Any = make()
+    match defining_class(model):
         case "VisionTransformer":
-            return TimmTransformer(make, img_size)
-        case "Eva" if not getattr(sample, "rope_mixed", False):
-            return TimmEva(make, img_size)
-        case "Beit" if sample.rel_pos_bias is None:
-            return TimmBeit(make, img_size)
-    return TimmBackbone(make, img_size) if divide(sample) is None else TimmChain(make, img_size)
+            return TimmTransformer(model, make, img_size)
+        case "Eva" if not getattr(model, "rope_mixed", False):
+            return TimmEva(model, make, img_size)
+        case "Beit" if model.rel_pos_bias is None:
+            return TimmBeit(model, make, img_size)
+    kind = TimmBackbone if divide(model) is None else TimmChain
+    return kind(model, make, img_size)
 
 
 def _unused_modules(model: nn.Module, size: Size2) -> tuple[str, ...]:
