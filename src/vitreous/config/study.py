@@ -3,7 +3,15 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from vitreous.config.data import Data
 from vitreous.config.model import Frozen
@@ -13,6 +21,7 @@ from vitreous.config.recipes import Recipe
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 
 
+_FOLDERS = ("receipts", "transfer", "domains")
 _OF_CHECKPOINTS = ("which", "key_prefix")
 
 
@@ -67,7 +76,7 @@ class Features(Frozen):
         return self
 
 
-class Folds(Frozen):
+class KFolds(Frozen):
     """Stratified K-fold grouped by patient, in place of `data.split`.
 
     Fold j is the test split of round j and fold j + 1 its val split, so that choosing never sees the fold
@@ -76,6 +85,62 @@ class Folds(Frozen):
 
     k: Annotated[int, Field(ge=3, le=50)]
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+class LeaveOut(Frozen):
+    """One round for each value of a domain column, which is its test split; val is a part of the other domains."""
+
+    leave_out: str
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def column(self) -> str:
+        """The domain column."""
+        return self.leave_out
+
+
+class EachDomain(Frozen):
+    """One round for each value of a domain column, which trains and chooses; all domains are tested in every round."""
+
+    each: str
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def column(self) -> str:
+        """The domain column."""
+        return self.each
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> "EachDomain":
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction and test_fraction leave nothing to train on: {self.val_fraction:g} + "
+                f"{self.test_fraction:g}"
+            )
+        return self
+
+
+def _form_of_folds(folds: Any) -> str | None:
+    """Which kind of folds a value is, so that errors speak of that one alone."""
+    if isinstance(folds, KFolds | LeaveOut | EachDomain):
+        return type(folds).__name__
+    forms = {"k": "KFolds", "leave_out": "LeaveOut", "each": "EachDomain"}
+    named = [form for key, form in forms.items() if key in folds] if isinstance(folds, dict) else []
+    return named[0] if len(named) == 1 else None
+
+
+Folds = Annotated[
+    Annotated[KFolds, Tag("KFolds")] | Annotated[LeaveOut, Tag("LeaveOut")] | Annotated[EachDomain, Tag("EachDomain")],
+    Discriminator(
+        _form_of_folds,
+        custom_error_type="folds_form",
+        custom_error_message="folds are {k: 5}, {leave_out: COLUMN} or {each: COLUMN}, one of them; the column is one "
+        "of data.domains",
+    ),
+]
 
 
 class Intervals(Frozen):
@@ -111,7 +176,7 @@ class StudyConfig(Frozen):
     data: Data
     encoders: Annotated[dict[Name, EncoderConfig], Field(min_length=1)]
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
-    floors: tuple[Literal["majority", "untrained"], ...] = ("majority", "untrained")
+    floors: tuple[Literal["majority", "untrained", "pixels"], ...] = ("majority", "untrained")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     folds: Folds | None = None
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
@@ -146,6 +211,11 @@ class StudyConfig(Frozen):
     def _names(self) -> "StudyConfig":
         problems = ["encoders.floor: the name is taken by the floor rows"] if "floor" in self.encoders else []
         problems += [
+            f"encoders.{name}: the name is taken by a folder of the run directory"
+            for name in self.encoders
+            if name in _FOLDERS
+        ]
+        problems += [
             f"recipes.{name}: fold and seed names are taken"
             for name in self.recipes
             if re.fullmatch(r"(fold|seed)\d+", name)
@@ -158,6 +228,13 @@ class StudyConfig(Frozen):
                 for given in weights
                 if isinstance(given, tuple) and len(given) != len(self.data.classes)
             ]
+        if isinstance(self.folds, LeaveOut | EachDomain):
+            domains = getattr(self.data, "domains", ())
+            if self.folds.column not in domains:
+                problems.append(
+                    f"folds: {self.folds.column!r} is no domain; data.domains "
+                    + (f"are {list(domains)}" if domains else "names none")
+                )
         if self.folds is not None and "split" in self.data.model_fields_set:
             problems.append("folds and data.split both say who is in test; leave one of them out")
         if self.folds is not None and self.data.kind == "npz":

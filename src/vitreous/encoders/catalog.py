@@ -15,6 +15,7 @@ from vitreous.encoders.distance import distance_from_random
 from vitreous.encoders.encoder import Encoder, Precision
 from vitreous.encoders.family import Family, Inferred
 from vitreous.encoders.family_litemedsam import LITEMEDSAM
+from vitreous.encoders.family_pixels import PIXELS
 from vitreous.encoders.family_resnet3d import RESNET3D
 from vitreous.encoders.family_retfound import RETFOUND
 from vitreous.encoders.family_timm import TIMM
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     "litemedsam": LITEMEDSAM,
     "resnet3d": RESNET3D,
     "timm": TIMM,
+    "pixels": PIXELS,
     "retfound": RETFOUND,
 }
 

@@ -63,7 +63,7 @@ class Receipt:
     @property
     def matched_share(self) -> float:
         """Matched tensors over the encoder's tensors, 0 to 1."""
-        return self.tensors_matched / self.tensors_total
+        return self.tensors_matched / self.tensors_total if self.tensors_total else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `receipts/<encoder>.json`."""

@@ -72,7 +72,8 @@ def _adapt(
     recipe = {} if row.recipe is None else row.recipe.model_dump(mode="json")
     seen = partition.split_N != "test"
     # the majority floor looks at labels alone
-    matrix_ND = features.features.get(row.encoder, np.zeros((len(features.samples), 1), np.float32))
+    nothing_ND = np.zeros((len(features.samples), 1), np.float32)
+    matrix_ND = nothing_ND if row.recipe is None else features.features[row.encoder]
     unit = fingerprint(
         {
             "version": TRAINING_VERSION,

@@ -64,8 +64,8 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
         weights_hash=encoder.weights_hash,
         encoder_options={"family": encoder.family, **opened.options},
         spec=encoder.spec,
-        pooling=config.features.pooling,
-        grid=config.features.grid,
+        pooling="mean" if encoder.family == "pixels" else config.features.pooling,
+        grid=None if encoder.family == "pixels" else config.features.grid,
         precision=runtime.precision,
         dtype=config.features.dtype,
         versions={**_input_versions(encoder.spec), "encoder": FORWARD_VERSION},
@@ -76,7 +76,8 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
 
 def feature_width(config: StudyConfig, encoder: Encoder) -> int:
     """Numbers that are kept of each file."""
-    return encoder.width * (math.prod(config.features.grid) if config.features.grid else 1)
+    is_on_grid = config.features.grid is not None and encoder.family != "pixels"
+    return encoder.width * (math.prod(config.features.grid or ()) if is_on_grid else 1)
 
 
 def pixel_store(config: StudyConfig, data: OpenedData, opened: OpenedEncoder) -> PixelStore:

@@ -18,6 +18,9 @@ from vitreous.study.data import s3_options
 from vitreous.study.runtime import Runtime
 
 
+FLOOR = "floor"  # the encoder's name in floor rows without one
+
+
 @dataclass(frozen=True)
 class OpenedEncoder:
     """An encoder under the name the study gives it.
@@ -70,7 +73,8 @@ def open_encoders(
             problems.append(f"encoders.{name}: {error}")
     if problems:
         raise ConfigError(problems)
-    return opened + _untrained_floors(config, opened, runtime, cache)
+    floors = _untrained_floors(config, opened, runtime, cache) + _pixels_floor(config, runtime, cache, modality)
+    return opened + floors
 
 
 def _open(
@@ -138,6 +142,17 @@ def load_source(
         return fetch_encoder(source["hub"], family, **how)
     path = fetch_file(source["checkpoint"], s3, cache)
     return load_encoder(path, family, which=source["which"], key_prefix=source["key_prefix"], **how)
+
+
+def _pixels_floor(
+    config: StudyConfig, runtime: Runtime, cache: StagingCache, modality: Modality
+) -> list[OpenedEncoder]:
+    """The values of a small copy of each input, for the floor `pixels`."""
+    if "pixels" not in config.floors:
+        return []
+    source = {"family": "pixels", "options": {}, "input": {}, "modality": modality, "random": {}, "seed": 0}
+    built = load_source(source, s3_options(config), cache, device=runtime.device)
+    return [OpenedEncoder(FLOOR, built, source, is_floor=True)]
 
 
 def _untrained_floors(

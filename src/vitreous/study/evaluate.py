@@ -70,8 +70,8 @@ def _test_logits(
 ) -> npt.NDArray[np.float64]:
     if is_on_pixels(row.recipe):
         return read_test_logits(folder, sample_ids, classes)
-    matrix_ND = features.features.get(row.encoder)
-    features_ND = np.zeros((len(test_rows), 1), np.float32) if matrix_ND is None else matrix_ND[test_rows]
+    nothing_ND = np.zeros((len(test_rows), 1), np.float32)
+    features_ND = nothing_ND if row.recipe is None else features.features[row.encoder][test_rows]
     return probe_logits(read_tensors(folder), features_ND)
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from vitreous.config.compose import load_study
 from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import LinearProbe, MlpProbe
-from vitreous.config.study import StudyConfig
+from vitreous.config.study import KFolds, StudyConfig
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import ImageSpec
 from vitreous.encoders.encoder import Encoder
@@ -26,6 +26,7 @@ from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import feature_store
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.partitions import make_partitions
 from vitreous.study.pixel_cost import PixelPlan, plan_pixel_rows
 from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -157,8 +158,12 @@ def _split_sizes(config: StudyConfig, data: OpenedData) -> tuple[int, int, int]:
     split = data.cohort.samples["split"]
     if config.folds is None:
         return int((split == "train").sum()), int((split == "val").sum()), 1
-    folds = config.folds.k
-    return len(split) * (folds - 2) // folds, len(split) // folds, folds
+    if isinstance(config.folds, KFolds):
+        folds = config.folds.k
+        return len(split) * (folds - 2) // folds, len(split) // folds, folds
+    rounds = make_partitions(data.cohort, config.folds)
+    sizes = [(len(one.rows("train")), len(one.rows("val"))) for one in rounds]
+    return max(train for train, _ in sizes), max(val for _, val in sizes), len(rounds)
 
 
 def _pixel_bytes(data: OpenedData, encoders: Sequence[OpenedEncoder]) -> int:

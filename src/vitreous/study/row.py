@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitreous.config.pixel_recipes import PixelRecipe
-from vitreous.config.probe_recipes import LinearProbe, MlpProbe, ProbeGrid
+from vitreous.config.probe_recipes import LinearProbe, LogisticRegression, MlpProbe, ProbeGrid
 from vitreous.config.recipes import Recipe
 from vitreous.config.study import StudyConfig
-from vitreous.study.encoders import OpenedEncoder
+from vitreous.study.encoders import FLOOR, OpenedEncoder
 
-FLOOR = "floor"
 MAJORITY = "majority"
+PIXELS = "pixels"
 # of the untrained floor where the study itself has no recipe on features
 FLOOR_PROBE = LinearProbe(kind="linear_probe", grid=ProbeGrid(lr=(1e-4, 1e-3, 1e-2)))
+PIXELS_PROBE = LogisticRegression(kind="logistic_regression", C=(1e-5, 1e-4, 1e-3, 1e-2), class_weights="balanced")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Row:
     """One row of the leaderboard to be.
 
     Args:
-        recipe: of the study; None for the majority floor, which looks at no feature.
+        recipe: of the study, or of a floor; None for the majority floor, which looks at no feature.
     """
 
     encoder: str
@@ -38,7 +39,9 @@ def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder]) -> list[Row]
     rows = []
     for opened in encoders:
         recipes = dict(config.recipes)
-        if opened.name not in config.encoders:
+        if opened.name == FLOOR:
+            recipes = {PIXELS: PIXELS_PROBE}
+        elif opened.name not in config.encoders:
             recipes = {name: recipe for name, recipe in recipes.items() if not is_on_pixels(recipe)}
             recipes = recipes or {"linear_probe": FLOOR_PROBE}
         rows += [

@@ -20,6 +20,7 @@ from vitreous.study.account import write_account
 from vitreous.study.adapt import adapt_all
 from vitreous.study.adapt_pixels import PixelRun, check_pixel_recipes, check_pixel_rows
 from vitreous.study.data import OpenedData, open_data
+from vitreous.study.domains import write_rounds
 from vitreous.study.encode import (
     check_usable,
     describe_encoding,
@@ -102,7 +103,8 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
         models = {opened.name: _describe_model(config, runtime, data, opened) for opened in encoders}
         adapt_all(run, rows, partitions, models)
         evaluate_all(config, directory, rows, partitions, features)
-        write_rows(directory, rows, encoders, config.folds.k if config.folds else None)
+        write_rounds(directory, config, data.cohort)
+        write_rows(directory, rows, encoders, len(partitions) if config.folds else None)
         leaderboard = write_outputs(directory, config.tracker)
     return Result(directory.root, leaderboard, directory.report)
 
