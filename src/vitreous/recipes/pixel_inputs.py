@@ -6,15 +6,19 @@ Axes: B row of a batch, C channel, D slice, H row of pixels, W column.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vitreous.core.input_spec import AnySpec
 from vitreous.core.streams import stream_seed
 from vitreous.inputs.augmentation import AugmentSettings, augment
+from vitreous.inputs.prepare import finish_input
 from vitreous.recipes.pixel_settings import PixelSet
 
-# what decides how a training row is changed: (epoch,), or ("view", number) where views are kept; None changes nothing
+# what decides how a training row is changed, see `pixel_sampling`: (epoch,), (epoch, repeat), or ("view", number) where
+# views are kept; None changes nothing
 View = tuple[str | int, ...] | None
 Key = tuple[int, View]
 
@@ -29,6 +33,7 @@ class PreparedRows(Dataset[torch.Tensor]):
     def __init__(
         self, data: PixelSet, *, augment_settings: AugmentSettings | None = None, seed: int = 0, stage: int = 0
     ) -> None:
+        self.spec = data.spec
         self._data = data
         self._augment = augment_settings
         self._seed = seed
@@ -62,21 +67,21 @@ class InputLoader:
                 rows,
                 batch_sampler=self._batches,
                 num_workers=min(workers, os.cpu_count() or 1),
-                collate_fn=stack_prepared,
+                collate_fn=partial(stack_inputs, spec=rows.spec),
                 pin_memory=is_pinned,
                 persistent_workers=True,
                 generator=torch.Generator(),  # the loader draws a seed at each pass; it must not be the global one's
             )
 
     def load(self, batches: Sequence[Sequence[Key]]) -> Iterator[torch.Tensor]:
-        """One (B, C, D, H, W) per batch, as :func:`stack_prepared` makes it."""
+        """One (B, C, D, H, W) per batch, as :func:`stack_inputs` makes it."""
         if self._loader is not None:
             self._batches[:] = [list(batch) for batch in batches]
             yield from self._loader
             return
         for batch in batches:
             with single_threaded():  # as in a worker: sums of many numbers depend on the number of threads
-                stacked = stack_prepared([self._rows[key] for key in batch])
+                stacked = stack_inputs([self._rows[key] for key in batch], self._rows.spec)
             yield stacked.pin_memory() if self._is_pinned else stacked
 
     def close(self) -> None:
@@ -95,8 +100,18 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def stack_prepared(prepared: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows along a new first axis; where 8-bit images meet 16-bit ones, all are brought to [0, 1] first."""
+def stack_inputs(prepared: Sequence[torch.Tensor], spec: AnySpec) -> torch.Tensor:
+    """Rows along a new first axis; images of 8 bits as they are, everything else as the model takes it.
+
+    An accelerator finishes 8-bit images itself (:func:`finish_stacked`), and a quarter of the bytes travels. Where they
+    meet images of 16 bits, all are brought to [0, 1] first.
+    """
     if len({row.dtype for row in prepared}) > 1:
         prepared = [row.float() / 255 if row.dtype == torch.uint8 else row for row in prepared]
-    return torch.stack(list(prepared))
+    stacked_BCDHW = torch.stack(list(prepared))
+    return stacked_BCDHW if stacked_BCDHW.dtype == torch.uint8 else finish_input(stacked_BCDHW, spec)
+
+
+def finish_stacked(stacked_BCDHW: torch.Tensor, spec: AnySpec) -> torch.Tensor:
+    """What the model takes, from what :func:`stack_inputs` gave, where that lies."""
+    return finish_input(stacked_BCDHW, spec) if stacked_BCDHW.dtype == torch.uint8 else stacked_BCDHW

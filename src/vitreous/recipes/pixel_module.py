@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vitreous.core.errors import RunError
 from vitreous.core.progress import Advance
 from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.recipes.pixel_sampling import Batch
@@ -108,6 +109,8 @@ def run_stage(stage: PixelStage, advance: Advance) -> None:
             folder=fit.state_dir,
         )
         trainer.fit(PixelModule(stage, advance))
+    if not stage.is_over:  # Lightning takes a StopIteration, wherever it comes from, for an end
+        raise RunError(f"training ended in epoch {stage.state.epoch + 1} without a reason; please report this.")
 
 
 def build_trainer(device: str, precision: Precision, *, epochs: int, accumulate: int, folder: Path) -> Trainer:

@@ -14,13 +14,16 @@ from vitreous.core.input_spec import AnySpec
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.scores import score_predictions
-from vitreous.inputs.prepare import finish_input
 from vitreous.recipes.batches import batch_bounds
-from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows
+from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows, finish_stacked
 from vitreous.recipes.pixel_model import PixelModel
 from vitreous.recipes.pixel_settings import PixelSet, Precision
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+class NotFiniteError(RunError):
+    """Logits are NaN or infinite."""
 
 
 def predict_pixels(
@@ -39,7 +42,7 @@ def predict_pixels(
         precision: fp32 is the model's own; bf16 computes matrix products in it.
 
     Raises:
-        RunError: logits that are not finite.
+        NotFiniteError: logits that are not finite.
     """
     model.to(device)
     loader = InputLoader(PreparedRows(data), workers=workers, is_pinned=torch.device(device).type == "cuda")
@@ -63,7 +66,7 @@ def run_batches(
         after_batch: called after each.
 
     Raises:
-        RunError: logits that are not finite.
+        NotFiniteError: logits that are not finite.
     """
     model.eval()
     logits = []
@@ -73,7 +76,7 @@ def run_batches(
             after_batch()
     logits_NC = torch.cat(logits).to("cpu", torch.float64).numpy()
     if broken := int((~np.isfinite(logits_NC)).any(axis=1).sum()):
-        raise RunError(
+        raise NotFiniteError(
             f"the logits of {broken} of {len(logits_NC)} rows are NaN or infinite. "
             "Lower lr_head and lr_encoder, lengthen warmup_epochs, or set precision: fp32."
         )
@@ -81,18 +84,18 @@ def run_batches(
 
 
 def score_logits(logits_NC: npt.NDArray[np.float64], data: PixelSet, metric: str) -> float:
-    """The metric per participant (mean probability over the participant's rows).
+    """The metric of what `data` scores: participants (mean probability over the participant's rows), or rows.
 
     Raises:
         RunError: it is undefined on these rows.
     """
     names = tuple(str(c) for c in range(logits_NC.shape[1]))
     rows = np.arange(len(data)).astype(np.str_)
-    patients = Predictions(rows, data.patient_id_N, data.y_N, logits_NC, names).per_patient()
-    score = score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)[metric]
+    scored = Predictions(rows, data.patient_id_N, data.y_N, logits_NC, names).scored(data.aggregate)
+    score = score_predictions(scored.y_true_N, scored.probs_NC, scored.classes)[metric]
     if isinstance(score, Undefined):
         raise RunError(f"{metric} on val is undefined: {score.reason}. Monitor another metric or change the split.")
-    return round(score, 12)  # equal recalls summed in another order must tie
+    return round(float(score), 12)  # equal recalls summed in another order must tie
 
 
 def plain_batches(num_rows: int, batch_size: int) -> list[list[Key]]:
@@ -101,11 +104,11 @@ def plain_batches(num_rows: int, batch_size: int) -> list[list[Key]]:
 
 
 def input_finisher(model: PixelModel, spec: AnySpec, device: str | torch.device) -> Forward:
-    """From a stacked batch of prepared inputs to what the model takes, on the device and in the model's precision."""
+    """From a batch of an `InputLoader` to what the model takes, on the device and in the model's precision."""
     weight = next(model.head.parameters())
 
     def finish(x_BCDHW: torch.Tensor) -> torch.Tensor:
-        finished = finish_input(x_BCDHW.to(device, non_blocking=True), spec)
+        finished = finish_stacked(x_BCDHW.to(device, non_blocking=True), spec)
         return finished.double() if weight.dtype == torch.float64 else finished
 
     return finish

@@ -3,11 +3,12 @@
 Streams, for seed s (stages and epochs from 0):
 
 - (s, "pixel order", stage, epoch): the rows of an epoch
-- (s, "augment", stage, epoch, row), with kept views (s, "augment", stage, "view", view, row): changes of a row
+- (s, "augment", stage, epoch, row): changes of a row, (s, "augment", stage, epoch, repeat, row) when an epoch sees it
+  again; where views are kept (s, "augment", stage, "view", view, row)
 - (s, "pixel mix", stage, epoch, batch): MixUp and CutMix of a batch
 - (s, "pixel step", stage, epoch, batch): torch's global generator, which dropout and drop path draw from
 
-Axes: N row of the set, M row of an epoch, B row of a batch.
+Axes: N row of the set, M row of an epoch, B row of a batch, U distinct row, G group.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Batch:
     Args:
         index: in its epoch, from 0.
         rows_B: into the set; the balanced sampler may repeat one.
+        repeat_B: how often the epoch has seen the row before.
         scale: 1 / (weights of all rows of its optimiser step): summed losses times it average over the step.
         step: optimiser step of the epoch that it belongs to, from 0.
         ends_step: whether the optimiser moves after it.
@@ -39,6 +41,7 @@ class Batch:
 
     index: int
     rows_B: IntArray
+    repeat_B: IntArray
     scale: float
     step: int
     ends_step: bool
@@ -48,7 +51,7 @@ def draw_rows(sampler: Sampler, labels: FeatureSet, *, seed: int, stage: int, ep
     """The rows of an epoch in order, as many as the set has, shape (M,).
 
     `natural` is a permutation. `balanced` draws with replacement: a class, each as likely; a participant of the class,
-    each as likely; a row of the participant, each as likely.
+    each as likely; a row that the participant has of the class, each as likely.
     """
     rng = numpy_stream(seed, "pixel order", stage, epoch)
     num_rows = len(labels.y_N)
@@ -56,15 +59,10 @@ def draw_rows(sampler: Sampler, labels: FeatureSet, *, seed: int, stage: int, ep
         case "natural":
             return rng.permutation(num_rows)
         case "balanced":
-            _, y_P, participant_N = labels.per_participant()
-            rows_of_P = np.split(np.argsort(participant_N, kind="stable"), np.cumsum(np.bincount(participant_N))[:-1])
-            participants_of_C = [np.flatnonzero(y_P == c) for c in np.unique(y_P)]
-            drawn = np.empty(num_rows, dtype=np.int64)
-            for position in range(num_rows):
-                participants = participants_of_C[rng.integers(len(participants_of_C))]
-                rows = rows_of_P[participants[rng.integers(len(participants))]]
-                drawn[position] = rows[rng.integers(len(rows))]
-            return drawn
+            y_G, group_N = labels.per_participant_and_class()
+            class_M = rng.integers(len(np.unique(y_G)), size=num_rows)
+            group_M = _pick(np.unique(y_G, return_inverse=True)[1], class_M, rng)
+            return _pick(group_N, group_M, rng)
     assert_never(sampler)
 
 
@@ -88,11 +86,35 @@ def count_steps(num_rows: int, batch_size: int, accumulate: int) -> int:
 def split_epoch(rows_M: IntArray, weight_N: FloatArray, *, batch_size: int, accumulate: int) -> list[Batch]:
     """The batches of an epoch; a remainder of one row joins the batch before it."""
     bounds = batch_bounds(len(rows_M), batch_size)
+    repeat_M = count_repeats(rows_M)
     batches = []
     for first in range(0, len(bounds), accumulate):
         together = bounds[first : first + accumulate]
         scale = 1.0 / float(weight_N[rows_M[together[0][0] : together[-1][1]]].sum())
         for index, (start, stop) in enumerate(together, start=first):
             is_last = index == first + len(together) - 1
-            batches.append(Batch(index, rows_M[start:stop], scale, first // accumulate, is_last))
+            batches.append(Batch(index, rows_M[start:stop], repeat_M[start:stop], scale, first // accumulate, is_last))
     return batches
+
+
+def count_repeats(rows_M: IntArray) -> IntArray:
+    """How often each entry stands before its place.
+
+    >>> count_repeats(np.array([4, 2, 4, 4])).tolist()
+    [0, 0, 1, 2]
+    """
+    order_M = np.argsort(rows_M, kind="stable")
+    _, first_U, count_U = np.unique(rows_M[order_M], return_index=True, return_counts=True)
+    repeat_M = np.empty(len(rows_M), dtype=np.int64)
+    repeat_M[order_M] = np.arange(len(rows_M)) - np.repeat(first_U, count_U)
+    return repeat_M
+
+
+def _pick(group_N: IntArray, wanted_M: IntArray, rng: np.random.Generator) -> IntArray:
+    """For each wanted group, one of its members, each as likely."""
+    members_N = np.argsort(group_N, kind="stable")
+    count_G = np.bincount(group_N)
+    start_G = np.cumsum(count_G) - count_G
+    # at most the last member: the largest number below 1, times many, may round up
+    place_M = np.minimum((rng.random(len(wanted_M)) * count_G[wanted_M]).astype(np.int64), count_G[wanted_M] - 1)
+    return members_N[start_G[wanted_M] + place_M]

@@ -14,6 +14,7 @@ import torch
 from vitreous.core.errors import ConfigError
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import AnySpec
+from vitreous.core.predictions import Aggregate
 from vitreous.inputs.augmentation import AugmentSettings
 from vitreous.recipes.class_weights import ClassWeights
 from vitreous.recipes.feature_set import FeatureSet
@@ -35,6 +36,7 @@ class PixelSet:
         patient_id_N: whose the row is.
         weight_N: 1 / (rows of its participant), so that participants weigh the same.
         spec: the encoder's.
+        aggregate: as of :class:`~vitreous.recipes.feature_set.FeatureSet`.
 
     Raises:
         ValueError: the arrays differ in length.
@@ -45,6 +47,7 @@ class PixelSet:
     patient_id_N: npt.NDArray[np.str_]
     weight_N: npt.NDArray[np.float64]
     spec: AnySpec
+    aggregate: Aggregate = "mean_probability"
 
     def __post_init__(self) -> None:
         if not len(self.y_N) == len(self.patient_id_N) == len(self.weight_N):
@@ -59,7 +62,8 @@ class PixelSet:
     @property
     def labels(self) -> FeatureSet:
         """Labels and owners alone, for what does not look at the inputs: a feature set of one constant column."""
-        return FeatureSet(np.zeros((len(self), 1), np.float32), self.y_N, self.patient_id_N, self.weight_N)
+        nothing_N1 = np.zeros((len(self), 1), np.float32)
+        return FeatureSet(nothing_N1, self.y_N, self.patient_id_N, self.weight_N, self.aggregate)
 
 
 @dataclass(frozen=True)

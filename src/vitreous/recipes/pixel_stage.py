@@ -25,7 +25,7 @@ from vitreous.recipes.interrupts import Interrupts
 from vitreous.recipes.pixel_checkpoints import Snapshot, TrainingState, copy_to_cpu, model_tensors, write_state
 from vitreous.recipes.pixel_losses import row_losses
 from vitreous.recipes.pixel_model import PixelModel
-from vitreous.recipes.pixel_prediction import score_logits
+from vitreous.recipes.pixel_prediction import NotFiniteError, score_logits
 from vitreous.recipes.pixel_sampling import Batch, count_steps, draw_rows, split_epoch
 from vitreous.recipes.pixel_settings import FitSettings, PixelSet, Precision, StageSettings
 from vitreous.recipes.pixel_stage_inputs import StageInputs
@@ -76,6 +76,7 @@ class PixelStage:
         self.state = state
         self._trained = trained
         self._pending: list[torch.Tensor] = []
+        self._split: tuple[int, list[Batch]] | None = None
         self._steps_per_epoch = count_steps(len(fit.train), stage.batch_size, fit.settings.accumulate)
         self._num_warmup_steps = stage.num_warmup_epochs(fit.settings.warmup_epochs) * self._steps_per_epoch
         self.num_batches = len(self._split_epoch(0))  # as many in every epoch
@@ -106,12 +107,12 @@ class PixelStage:
 
     def load(self, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
         """What the model takes for each."""
-        return self.inputs.load([batch.rows_B for batch in batches], self.state.epoch)
+        return self.inputs.load(batches, self.state.epoch)
 
     def loss(self, x_B: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The batch's share of the mean loss over its optimiser step; the sum of its weighted losses is noted."""
         fit, state = self.fit, self.state
-        torch.manual_seed(stream_seed(fit.seed, "pixel step", state.stage, state.epoch, batch.index))
+        seed_generators(stream_seed(fit.seed, "pixel step", state.stage, state.epoch, batch.index), x_B.device)
         # the weight goes along as one more target, so that it is mixed as the targets are
         targets_BC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.train.y_N[batch.rows_B])]
         weight_B1 = torch.from_numpy(fit.weight_N[batch.rows_B])[:, None]
@@ -251,8 +252,11 @@ class PixelStage:
 
     def _split_epoch(self, epoch: int) -> list[Batch]:
         fit = self.fit
-        rows = draw_rows(fit.settings.sampler, fit.labels, seed=fit.seed, stage=self.state.stage, epoch=epoch)
-        return split_epoch(rows, fit.weight_N, batch_size=self.stage.batch_size, accumulate=fit.settings.accumulate)
+        if self._split is None or self._split[0] != epoch:
+            rows = draw_rows(fit.settings.sampler, fit.labels, seed=fit.seed, stage=self.state.stage, epoch=epoch)
+            size, accumulate = self.stage.batch_size, fit.settings.accumulate
+            self._split = epoch, split_epoch(rows, fit.weight_N, batch_size=size, accumulate=accumulate)
+        return self._split[1]
 
     def _mix(self, batch: Batch, x_BCDHW: torch.Tensor, both_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         settings = self.fit.settings
@@ -270,11 +274,14 @@ class PixelStage:
         for position, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
                 raise RunError(
-                    f"the training loss became {loss} in stage {self.state.stage + 1}, epoch {self.state.epoch + 1}, "
+                    f"the training loss became {loss} in {self._where()}, "
                     f"batch {position + 1} of {self.num_batches}. Lower lr_head ({self.stage.lr_head:g}) and "
                     f"lr_encoder ({self.stage.lr_encoder:g}), lengthen warmup_epochs, or set clip_norm."
                 )
         self.state.losses.extend(losses)
+
+    def _where(self) -> str:
+        return f"stage {self.state.stage + 1}, epoch {self.state.epoch + 1}"
 
     def _train_loss(self) -> float:
         weights = [self.fit.weight_N[batch.rows_B].sum() for batch in self._split_epoch(self.state.epoch)]
@@ -282,9 +289,24 @@ class PixelStage:
 
     def _validate(self) -> tuple[float, float]:
         fit = self.fit
-        logits_NC = self.inputs.val_logits()
+        try:
+            logits_NC = self.inputs.val_logits()
+        except NotFiniteError as error:
+            raise RunError(f"validation in {self._where()}: {error}") from error
         fit.model.train()
         targets_NC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.val.y_N)]
         losses_N = row_losses(torch.from_numpy(logits_NC), targets_NC, fit.settings).numpy()
         val_loss = math.fsum(losses_N * fit.val_weight_N) / math.fsum(fit.val_weight_N)
         return score_logits(logits_NC, fit.val, fit.metric), val_loss
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of `device`.
+
+    ``torch.manual_seed`` also notes a stack trace for every kind of device that is not there, a millisecond a call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

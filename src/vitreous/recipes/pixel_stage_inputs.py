@@ -16,6 +16,7 @@ from vitreous.recipes.interrupts import Interrupts
 from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows, View
 from vitreous.recipes.pixel_model import PixelModel
 from vitreous.recipes.pixel_prediction import autocast, input_finisher, plain_batches, run_batches
+from vitreous.recipes.pixel_sampling import Batch
 from vitreous.recipes.pixel_settings import FitSettings, PixelSet, Precision
 from vitreous.recipes.prefix_cache import KeptPrefix, keep_prefix, kept_dtype, remove_prefix
 
@@ -68,15 +69,22 @@ class StageInputs:
         self._train_prefix: KeptPrefix | None = None
         self._val_prefix: KeptPrefix | None = None
 
-    def load(self, rows: Sequence[npt.NDArray[np.int64]], epoch: int) -> Iterator[torch.Tensor]:
-        """The training batches of these rows, as :meth:`forward` takes them."""
+    def load(self, batches: Sequence[Batch], epoch: int) -> Iterator[torch.Tensor]:
+        """These training batches, as :meth:`forward` takes them."""
         kept = self._train_prefix
         if kept is None:
-            view = self._view(epoch)
-            yield from self._train_loader.load([[(int(row), view) for row in rows_B] for rows_B in rows])
+            keys = [
+                [(int(row), self._view(epoch, int(repeat))) for row, repeat in zip(batch.rows_B, batch.repeat_B)]
+                for batch in batches
+            ]
+            yield from self._train_loader.load(keys)
         else:
-            number = epoch % self._num_kept_views
-            yield from map_ahead(lambda rows_B: self._pinned(kept.take(rows_B, number)), rows, workers=1)
+            views = self._num_kept_views
+            yield from map_ahead(
+                lambda batch: self._pinned(kept.take(batch.rows_B, (epoch + batch.repeat_B) % views)),
+                batches,
+                workers=1,
+            )
 
     def forward(
         self,
@@ -98,7 +106,7 @@ class StageInputs:
         """Logits (N, C) of val; the model is left in eval mode.
 
         Raises:
-            RunError: logits that are not finite.
+            NotFiniteError: logits that are not finite.
         """
         kept, model = self._val_prefix, self._model
         batches: Iterator[torch.Tensor]
@@ -107,7 +115,7 @@ class StageInputs:
             forward: Callable[[torch.Tensor], torch.Tensor] = lambda x_B: model(self._finish(x_B))  # noqa: E731
         else:
             rows = (np.array([row for row, _ in batch]) for batch in self._val_batches)
-            batches = map_ahead(lambda rows_B: self._pinned(kept.take(rows_B, 0)), rows, workers=1)
+            batches = map_ahead(lambda rows_B: self._pinned(kept.take(rows_B, 0 * rows_B)), rows, workers=1)
             forward = lambda x_B: model.run_suffix(x_B.to(self._device, kept.dtype), self._block)  # noqa: E731
         return run_batches(model, forward, batches, precision=self._precision, after_batch=self._interrupts.check)
 
@@ -122,9 +130,12 @@ class StageInputs:
         The model must lie on its device.
         """
         views = self._num_kept_views
-        keys = [[(row, self._view(view)) for row, _ in batch] for view in range(views) for batch in self._train_batches]
+        keys = [
+            [(row, self._view(view, 0)) for row, _ in batch] for view in range(views) for batch in self._train_batches
+        ]
         self._train_prefix = self._keep("train", self._train_loader, keys, self._num_train, views, advance)
         self._val_prefix = self._keep("val", self._val_loader, self._val_batches, self._num_val, 1, advance)
+        self.close()  # nothing is read any more
 
     def remove_prefixes(self) -> None:
         """Remove the files of :meth:`keep_prefixes`."""
@@ -141,12 +152,14 @@ class StageInputs:
     def _num_kept_views(self) -> int:
         return max(self._settings.num_views, 1)
 
-    def _view(self, epoch: int) -> View:
+    def _view(self, epoch: int, repeat: int) -> View:
         if not self._settings.is_augmenting:
             return None
         # as many views as are asked for wherever something is frozen, whether or not the disk has room to keep them
         has_views = self._settings.num_views and self._block
-        return ("view", epoch % self._settings.num_views) if has_views else (epoch,)
+        if has_views:
+            return ("view", (epoch + repeat) % self._settings.num_views)
+        return (epoch, repeat) if repeat else (epoch,)
 
     def _keep(
         self, split: str, loader: InputLoader, keys: list[list[Key]], num_rows: int, num_views: int, advance: Advance

@@ -40,7 +40,7 @@ from vitreous.recipes.trainable import set_trainable
 __all__ = ["FitSettings", "FittedPixels", "PixelSet", "StageSettings", "fit_pixels", "predict_pixels"]
 
 _TRAINING_VERSION = 1  # raised when a change of this code changes its numbers
-_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "is killed by signal")
+_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "killed by signal: killed")
 
 
 def fit_pixels(
@@ -81,7 +81,7 @@ def fit_pixels(
         raise ValueError("a training needs at least one stage.")
     labels = train.labels
     check_feature_sets(labels, val.labels, num_classes)
-    class_weight_C = class_weight_vector(settings.class_weights, labels.per_participant()[1], num_classes)
+    class_weight_C = class_weight_vector(settings.class_weights, labels.scored()[0], num_classes)
     state_dir.mkdir(parents=True, exist_ok=True)
     remove_partial_files(state_dir)
     made_by = _fingerprint(model, train, val, stages, settings, seed, num_classes, metric, precision)
@@ -112,7 +112,8 @@ def _run_stages(fit: Fit, stages: Sequence[StageSettings], state: TrainingState)
     model = fit.model
     trained = _trained_by_stage(model, stages)
     # an earlier stage may win, and later ones then have changed what it had not trained yet
-    first_weights = copy_to_cpu(model_tensors(model, trained[-1])) if len(stages) > 1 else {}
+    trained_later = set(trained[-1]) - set(trained[0])
+    first_weights = copy_to_cpu(model_tensors(model, trained_later)) if len(stages) > 1 else {}
     if state.weights is not None:
         load_tensors(model, state.weights)
     while True:

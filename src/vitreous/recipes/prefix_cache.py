@@ -39,9 +39,9 @@ class KeptPrefix:
     num_rows: int
     dtype: torch.dtype
 
-    def take(self, rows_B: npt.NDArray[np.int64], view: int) -> torch.Tensor:
-        """(B, …) of these rows, on the CPU."""
-        return self.hidden[torch.from_numpy(rows_B + view * self.num_rows)]
+    def take(self, rows_B: npt.NDArray[np.int64], view_B: npt.NDArray[np.int64]) -> torch.Tensor:
+        """(B, …) of these rows and views, on the CPU."""
+        return self.hidden[torch.from_numpy(rows_B + view_B * self.num_rows)]
 
 
 def hidden_shape(model: PixelModel, block: int) -> tuple[tuple[int, ...], torch.dtype]:
