@@ -5,16 +5,18 @@ Axes: N usable sample.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitreous.config.study import Folds
+from vitreous.config.study import EachDomain, Folds, KFolds, LeaveOut
 from vitreous.core.errors import RunError
+from vitreous.core.predictions import Aggregate
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.samples.cohort import Cohort
-from vitreous.samples.folds import fold_cohorts
+from vitreous.samples.folds import each_domain_cohorts, fold_cohorts, leave_one_out_cohorts
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Partition:
     Args:
         fold: number of the round, or None without folds.
         cohort: under the split of this round; its test labels are sealed.
-        split_N: train, val or test.
+        split_N: train, val or test; empty for who takes no part in this round.
         y_N: class indices; -1 for test rows.
     """
 
@@ -46,10 +48,29 @@ def make_partitions(cohort: Cohort, folds: Folds | None, usable: pd.Series | Non
     Args:
         usable: ids of the samples to restrict to, in the order wanted; all if left out.
     """
-    if folds is None:
-        return [_partition(None, cohort, usable)]
-    rounds = fold_cohorts(cohort, num_folds=folds.k, seed=folds.seed)
+    match folds:
+        case None:
+            return [_partition(None, cohort, usable)]
+        case KFolds():
+            rounds = fold_cohorts(cohort, num_folds=folds.k, seed=folds.seed)
+        case LeaveOut() | EachDomain():
+            rounds = list(domain_cohorts(cohort, folds).values())
+        case _:
+            assert_never(folds)
     return [_partition(fold, of_fold, usable) for fold, of_fold in enumerate(rounds)]
+
+
+def domain_cohorts(cohort: Cohort, folds: LeaveOut | EachDomain) -> dict[str, Cohort]:
+    """Domain → the cohort under the split of its round, in the order of the rounds.
+
+    Raises:
+        SampleError: the domains cannot be rounds; says which and why.
+    """
+    if isinstance(folds, LeaveOut):
+        return leave_one_out_cohorts(cohort, folds.column, val_fraction=folds.val_fraction, seed=folds.seed)
+    return each_domain_cohorts(
+        cohort, folds.column, val_fraction=folds.val_fraction, test_fraction=folds.test_fraction, seed=folds.seed
+    )
 
 
 def check_partitions(partitions: Sequence[Partition], classes: Sequence[str]) -> None:
@@ -84,7 +105,7 @@ def _partition(fold: int | None, cohort: Cohort, usable: pd.Series | None) -> Pa
 
 
 def feature_set(
-    partition: Partition, split: str, samples: pd.DataFrame, features_ND: npt.NDArray[np.float32]
+    partition: Partition, split: str, samples: pd.DataFrame, features_ND: npt.NDArray[np.float32], aggregate: Aggregate
 ) -> FeatureSet:
     """The rows of one split, ready for a probe."""
     rows = partition.rows(split)
@@ -93,4 +114,5 @@ def feature_set(
         partition.y_N[rows],
         samples["patient_id"].to_numpy(np.str_)[rows],
         samples["weight"].to_numpy(np.float64)[rows],
+        aggregate,
     )

@@ -19,9 +19,10 @@ from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
 from vitreous.reports.trackers import TrackerKind, log_run
 from vitreous.study.account import pivot_counts, read_account
+from vitreous.study.domains import read_rounds, write_domain_matrices
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.ledger import Ledger
-from vitreous.study.rows import KeptRow, read_kept_rows, read_rows
+from vitreous.study.rows import KeptRow, read_kept_rows, read_rows, read_tests_by_round
 from vitreous.study.run_directory import RunDirectory, kept_study
 
 _NO_PATIENTS = "patients_are_rows"
@@ -39,7 +40,7 @@ def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
 
 
 def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -> Leaderboard:
-    """Write leaderboard.csv, leaderboard.md and report.html.
+    """Write leaderboard.csv, leaderboard.md and report.html; with rounds by domain, their train × test matrix.
 
     Args:
         tracker: is told too, if given.
@@ -50,6 +51,8 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
     config = kept_study(directory)
     leaderboard = leaderboard_of(directory, config)
     write_leaderboard(leaderboard, directory.root)
+    if (rounds := read_rounds(directory)) is not None:
+        write_domain_matrices(directory, config, rounds, read_tests_by_round(directory, config))
     data = _report_data(directory, config, leaderboard)
     render_report(data, directory.report)
     if tracker is not None:

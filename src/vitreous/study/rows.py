@@ -12,8 +12,10 @@ from vitreous.config.probe_recipes import Knn
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import UserError
 from vitreous.core.files import write_json
-from vitreous.core.predictions import Predictions
+from vitreous.core.predictions import Predictions, join_predictions
+from vitreous.evidence.calibration import restrict
 from vitreous.reports.leaderboard import RowPredictions
+from vitreous.study.domains import Rounds, read_rounds
 from vitreous.study.encoders import OpenedEncoder
 from vitreous.study.heads import read_model
 from vitreous.study.row import MAJORITY, Row, is_on_pixels
@@ -100,21 +102,55 @@ def read_kept_rows(directory: RunDirectory) -> list[KeptRow]:
 def read_rows(directory: RunDirectory, config: StudyConfig) -> list[RowPredictions]:
     """Predictions of every row, folds of a seed put together.
 
+    With `folds: {each: …}` every patient is judged by the model of his own domain; see :func:`read_tests_by_round`.
+
     Raises:
         UserError: a head has no test predictions yet.
     """
-    return [_read_row(directory, kept, config.data.classes) for kept in read_kept_rows(directory)]
+    rounds = read_rounds(directory)
+    own = rounds if rounds is not None and rounds.kind == "each" else None
+    return [_read_row(directory, kept, config.data.classes, own) for kept in read_kept_rows(directory)]
 
 
-def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...]) -> RowPredictions:
+def read_tests_by_round(directory: RunDirectory, config: StudyConfig) -> dict[str, dict[int, list[Predictions]]]:
+    """Row → round → test predictions of the round, by seed.
+
+    Raises:
+        UserError: a head has no test predictions yet.
+    """
+    return {
+        f"{kept.encoder} / {kept.recipe}": {
+            fold: [
+                _read_predictions(
+                    directory.unit(kept.encoder, kept.recipe, seed, fold), "test_preds.parquet", config.data.classes
+                )
+                for seed in kept.seeds
+            ]
+            for fold in kept.folds
+            if fold is not None
+        }
+        for kept in read_kept_rows(directory)
+    }
+
+
+def _read_predictions(folder: Path, name: str, classes: tuple[str, ...]) -> Predictions:
+    if not (folder / name).exists():
+        raise UserError(f"{folder}: no {name}; the run is not finished, run the same study again.")
+    return Predictions.read(folder / name, classes)
+
+
+def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...], own: Rounds | None) -> RowPredictions:
     val, test = {}, {}
     for seed in kept.seeds:
-        folders = [directory.unit(kept.encoder, kept.recipe, seed, fold) for fold in kept.folds]
-        missing = [folder for folder in folders if not (folder / "test_preds.parquet").exists()]
-        if missing:
-            raise UserError(f"{missing[0]}: no test_preds.parquet; the run is not finished, run the same study again.")
-        val[seed] = _joined([Predictions.read(folder / "val_preds.parquet", classes) for folder in folders])
-        test[seed] = _joined([Predictions.read(folder / "test_preds.parquet", classes) for folder in folders])
+        parts = []
+        for fold in kept.folds:
+            folder = directory.unit(kept.encoder, kept.recipe, seed, fold)
+            tested = _read_predictions(folder, "test_preds.parquet", classes)
+            if own is not None and fold is not None:
+                tested = restrict(tested, np.array(own.own_patients(fold), dtype=np.str_))
+            parts.append((_read_predictions(folder, "val_preds.parquet", classes), tested))
+        val[seed] = join_predictions([part for part, _ in parts])
+        test[seed] = join_predictions([part for _, part in parts])
     first = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], kept.folds[0])
     trained, total = _count_parameters(first, kept)
     return RowPredictions(
@@ -127,18 +163,6 @@ def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...]) 
         trained,
         total,
         kept.notes,
-    )
-
-
-def _joined(parts: Sequence[Predictions]) -> Predictions:
-    if len(parts) == 1:
-        return parts[0]
-    return Predictions(
-        np.concatenate([part.sample_id_N for part in parts]),
-        np.concatenate([part.patient_id_N for part in parts]),
-        np.concatenate([part.y_true_N for part in parts]),
-        np.concatenate([part.scores_NC for part in parts]),
-        parts[0].classes,
     )
 
 

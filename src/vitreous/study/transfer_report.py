@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -14,12 +15,14 @@ from vitreous.core.files import write_json, write_text
 from vitreous.core.finding import Finding
 from vitreous.core.predictions import Predictions
 from vitreous.core.privacy import load_id_key
+from vitreous.evidence.calibration import restrict
 from vitreous.evidence.transfer import ModelPredictions
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow
 from vitreous.reports.transfer import TransferPredictions, TransferTarget, build_target
 from vitreous.reports.transfer_report import TransferCohort, TransferReport, draw_transfer, render_transfer_report
 from vitreous.reports.transfer_tables import gap_csv, scores_csv, shifts, transfer_csv, transfer_markdown
+from vitreous.study.domains import read_rounds
 from vitreous.study.ledger import Ledger
 from vitreous.study.rows import KeptRow, read_kept_rows
 from vitreous.study.run_directory import RunDirectory
@@ -121,15 +124,20 @@ def _read_row(
     directory: RunDirectory, config: StudyConfig, folder: TransferFolder, row: KeptRow
 ) -> TransferPredictions:
     classes: Sequence[str] = config.data.classes
+    rounds = read_rounds(directory)
     models = []
     for fold in row.folds:
         for seed in row.seeds:
             unit = directory.unit(row.encoder, row.recipe, seed, fold)
+            source = Predictions.read(unit / "test_preds.parquet", classes)
+            if rounds is not None and rounds.kind == "each" and fold is not None:
+                # as in the leaderboard: each patient by the model of his own domain, so that nobody counts twice
+                source = restrict(source, np.array(rounds.own_patients(fold), dtype=np.str_))
             models.append(
                 ModelPredictions(
                     seed,
                     Predictions.read(unit / "val_preds.parquet", classes),
-                    Predictions.read(unit / "test_preds.parquet", classes),
+                    source,
                     Predictions.read(folder.predictions(row.encoder, row.recipe, seed, fold), classes),
                 )
             )
