@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitreous.core.predictions import Predictions as Predictions
     from vitreous.core.undefined import Undefined as Undefined
     from vitreous.encoders.catalog import build_random_encoder as build_random_encoder
+    from vitreous.encoders.catalog import fetch_encoder as fetch_encoder
     from vitreous.encoders.catalog import load_encoder as load_encoder
     from vitreous.encoders.encoder import Encoder as Encoder
     from vitreous.evidence.scores import score_predictions as score_predictions
@@ -46,6 +47,7 @@ _HOMES = {
     "Volume": "inputs.volume",
     "build_random_encoder": "encoders.catalog",
     "decode_volume": "inputs.decode",
+    "fetch_encoder": "encoders.catalog",
     "load_encoder": "encoders.catalog",
     "preprocess_volume": "inputs.preprocessing",
     "score_predictions": "evidence.scores",

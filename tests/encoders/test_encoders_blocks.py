@@ -25,12 +25,12 @@ QUICK_MODELS = {
     "eva02_tiny_patch14_224": (28, True),
     "resnet18": (32, False),
     "convnext_atto": (32, False),
-    "efficientnet_lite0": (32, False),
     "mobilenetv3_small_050": (32, False),
-    "regnetx_002": (32, False),
     "xcit_nano_12_p16_224": (32, False),  # a class with no known division
 }
 OTHER_MODELS = {
+    "regnetx_002": (32, False),
+    "efficientnet_lite0": (32, False),
     "deit_tiny_distilled_patch16_224": (32, True),
     "vit_small_patch14_reg4_dinov2": (28, True),
     "vit_medium_patch16_reg4_gap_256": (32, True),

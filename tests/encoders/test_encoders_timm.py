@@ -1,6 +1,7 @@
 """Models of timm by name: files in timm's layout, its own source, the input that it states; oracle: timm itself."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,23 @@ def test_the_size_of_positions_is_read_from_the_file(tmp_path: Path) -> None:
     positions = "pos_embed interpolated from 4×4 to 6×5 tokens for images of 96×80 pixels"
     assert wider.receipt.positions == positions
     assert wider.weights_hash == encoder.weights_hash
+
+
+@pytest.mark.slow
+def test_biases_of_windows_are_interpolated_as_timm_does() -> None:
+    """Swin: windows, their biases and the masks between them; timm's own resizing is the oracle."""
+    architecture = {"model": "swin_tiny_patch4_window7_224", "img_size": [56, 56]}
+    encoder = build_random_encoder("timm", architecture=architecture, seed=0, spec_override={"size": [112, 84]})
+    assert encoder.grid == (1, 4, 3)
+    assert str(encoder.receipt.positions).startswith("layers.0.blocks.0.attn.relative_position_bias_table and 11 more")
+    native: Any = build_random_encoder("timm", architecture=architecture, seed=0, trainable=True).backbone
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        native.model.set_input_size((112, 84))
+    x_BCDHW = torch.rand(1, 3, 1, 112, 84, generator=torch_stream(1, "x"))
+    with torch.no_grad():
+        expected = native.model.forward_features(x_BCDHW[:, :, 0]).flatten(1, 2)
+    assert torch.allclose(encoder(x_BCDHW).tokens_BND, expected, atol=1e-5)
 
 
 def test_the_input_is_the_one_timm_states() -> None:

@@ -6,6 +6,7 @@ Source: Wightman, PyTorch Image Models.
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -99,7 +100,9 @@ class TimmBackbone(nn.Module):
         before = {name: tensor.shape for name, tensor in self.model.named_parameters()}
         grid_before = self._patch_grid()
         try:
-            self.model.set_input_size(img_size=(rows, columns))  # type: ignore[operator]
+            with warnings.catch_warnings():  # of torch, on how timm indexes while it interpolates windows' biases
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")
+                self.model.set_input_size(img_size=(rows, columns))  # type: ignore[operator]
         except (ValueError, RuntimeError, AssertionError) as error:
             raise ValueError(f"the model takes no images of {rows}×{columns} pixels: {error}") from error
         self.img_size = (rows, columns)
