@@ -74,7 +74,7 @@ def run_batches(
         for x_B in batches:
             logits.append(forward(x_B))
             after_batch()
-    logits_NC = torch.cat(logits).to("cpu", torch.float64).numpy()
+    logits_NC = torch.cat(logits).cpu().double().numpy()  # some accelerators have no float64
     if broken := int((~np.isfinite(logits_NC)).any(axis=1).sum()):
         raise NotFiniteError(
             f"the logits of {broken} of {len(logits_NC)} rows are NaN or infinite. "

@@ -117,4 +117,5 @@ def _pick(group_N: IntArray, wanted_M: IntArray, rng: np.random.Generator) -> In
     start_G = np.cumsum(count_G) - count_G
     # at most the last member: the largest number below 1, times many, may round up
     place_M = np.minimum((rng.random(len(wanted_M)) * count_G[wanted_M]).astype(np.int64), count_G[wanted_M] - 1)
-    return members_N[start_G[wanted_M] + place_M]
+    picked_M: IntArray = members_N[start_G[wanted_M] + place_M]
+    return picked_M

@@ -269,7 +269,7 @@ class PixelStage:
         if not self._pending:
             return
         first = len(self.state.losses)
-        losses = torch.stack(self._pending).double().tolist()
+        losses = torch.stack(self._pending).cpu().double().tolist()
         self._pending.clear()
         for position, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):

@@ -1,7 +1,8 @@
 """What enters the first trained block, computed once per row and view and kept in a file.
 
 The frozen blocks before it always answer the same, so that training can start behind them. The file is read through
-the system's page cache: it takes memory that nobody else wants.
+the system's page cache: it takes memory that nobody else wants. Where training computes in bf16, what is kept is
+rounded to bf16, which halves it; else it is kept as it is.
 
 Axes: B row of a batch, V·N view and row.
 """
