@@ -36,7 +36,7 @@ class Inferred:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Weights from a family's own source: their names, where they lay, and what became of others in that place."""
+    """Weights from a family's own source, under their names there, and where they lay."""
 
     tensors: Mapping[str, torch.Tensor]
     location: str
