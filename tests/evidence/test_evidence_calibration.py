@@ -14,7 +14,7 @@ from vitreous.evidence.calibration import (
     calibration_intervals,
     divide_patients,
     expected_calibration_error,
-    fit_patient_temperature,
+    fit_scored_temperature,
     fit_temperature,
     negative_log_likelihood,
     restrict,
@@ -155,7 +155,8 @@ def test_patients_weigh_the_same_whatever_their_samples():
     made = made_predictions()
     counts = {name: (made.patient_id_N == name).sum() for name in made.patient_id_N}
     weights_N = np.array([1 / counts[name] for name in made.patient_id_N])
-    assert fit_patient_temperature(made) == fit_temperature(made.scores_NC, made.y_true_N, weights_N)
+    assert fit_scored_temperature(made) == fit_temperature(made.scores_NC, made.y_true_N, weights_N)
+    assert fit_scored_temperature(made, "none") == fit_temperature(made.scores_NC, made.y_true_N)
 
 
 def test_scaling_divides_logits_and_sharpens_probabilities():

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn.metrics import accuracy_score
 
 from vitreous.core.predictions import Predictions
 from vitreous.core.streams import numpy_stream
@@ -159,7 +160,7 @@ def test_shifts_are_plain_json_with_parts_that_add_up(target, lacking):
     calibration = told["rows"]["robust / linear"]["calibration"]
     assert calibration["num_fit_patients"] + calibration["num_scored_patients"] == 80
     assert len(calibration["target_temperatures"]) == 2
-    assert sum(one["target_patients"] for one in told["prevalence"].values()) == 80
+    assert sum(one["target"] for one in told["prevalence"].values()) == 80
     missing = json.loads(json.dumps(shifts(lacking), allow_nan=False))
     value = missing["rows"]["robust / linear"]["prevalence"]["accuracy"]["gap_at_source_mix"]["value"]
     assert "does not occur in the target" in value["undefined"]
@@ -177,6 +178,22 @@ def test_markdown_and_terminal_show_rows_classes_and_findings(target, lacking):
     shown = console.export_text()
     assert "robust / linear" in shown
     assert "warning: The cohort without" in shown
+
+
+def test_samples_may_be_scored_by_themselves():
+    """Oracle: scikit-learn on the samples; patients stay the unit that is drawn."""
+    made_rows = rows("clinic", (0.2, 0.3, 0.5))[:1]
+    alone = build_target("clinic", made_rows, num_resamples=200, aggregate="none")
+    assert (alone.num_source, alone.num_target, alone.counted) == (90, 80, "samples")
+    assert (sum(alone.source_counts_C), sum(alone.target_counts_C)) == (180, 160)
+    models = made_rows[0].models
+    expected = np.mean([accuracy_score(one.target.y_true_N, one.target.y_pred_N) for one in models])
+    assert alone.rows[0].gaps["accuracy"].target.value == pytest.approx(expected)
+    calibration = alone.rows[0].calibration
+    assert calibration.num_fit_patients + calibration.num_scored_patients == 80
+    assert "each by itself" in transfer_html(
+        TransferReport("x", (TransferCohort(alone, DataFlow(1, 1, 0, {}), ""),), draw_transfer([alone]))
+    )
 
 
 def test_metric_titles():

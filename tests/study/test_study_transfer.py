@@ -370,3 +370,25 @@ def test_a_label_map_that_names_an_unknown_class_is_refused(run_dir: Path, other
     options = CohortOptions(label_map={"0": "healthy", "1": "early", "2": "latest"})
     with pytest.raises(ConfigError, match=r"label_map names \['latest'\], which are not among the classes"):
         run_transfer(run_dir, [f"photos:{study}"], options=options)
+
+
+def test_rows_trained_on_pixels_are_predicted_by_the_kept_model(tmp_path: Path, other: Path) -> None:
+    """Oracle: transferred to the source's own test files, kept models give the run's own test predictions."""
+    root = write_cohort(tmp_path / "pixels", participants=24)
+    training = {"epochs": 1, "batch_size": 8, "lr_encoder": 1e-3, "lr_head": 1e-2}
+    recipes = {
+        "full": {"kind": "finetune", **training},
+        "lora": {"kind": "lora", "rank": 2, "targets": ["qkv"], **training},
+        "scratch": {"kind": "from_scratch", **training},
+    }
+    values = study_values(root, recipes=recipes, seeds=[1], floors=[], intervals={"resamples": 200})
+    del values["encoders"]["second"]
+    run = run_study(validate_study(values)).run_dir
+    run_transfer(run, [f"own:{root / 'participants.tsv'}:{root}"], options=CohortOptions(split="test"))
+    for recipe in recipes:
+        made = Predictions.read(run / "transfer" / "own" / "first" / recipe / "seed1.parquet", CLASSES)
+        kept = Predictions.read(run / "first" / recipe / "seed1" / "test_preds.parquet", CLASSES)
+        assert np.array_equal(made.sample_id_N, kept.sample_id_N)
+        np.testing.assert_allclose(made.scores_NC, kept.scores_NC, rtol=1e-6, atol=1e-6)
+    targets = run_transfer(run, on(other), options=LABEL)
+    assert {row.name for row in targets[0].rows} == {"first / full", "first / lora", "first / scratch"}

@@ -3,7 +3,7 @@
 Axes: N row, C class, R resample, B bin, P patient.
 
 Temperatures act on the logits of samples, before these become the probabilities of a patient; what is measured is the
-patient's probability.
+patient's probability, or the sample's where samples are scored by themselves.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from vitreous.core.predictions import Predictions
+from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.intervals import Interval, percentile_interval
 from vitreous.evidence.scores import FloatArray, IntArray
@@ -152,8 +152,10 @@ def fit_temperature(
     return 1.0 / float(brentq(slope, 0.0, upper, xtol=1e-14, rtol=1e-12))
 
 
-def fit_patient_temperature(predictions: Predictions) -> float | Undefined:
-    """:func:`fit_temperature` on samples that weigh 1 / (samples of their patient)."""
+def fit_scored_temperature(predictions: Predictions, aggregate: Aggregate = "mean_probability") -> float | Undefined:
+    """:func:`fit_temperature` on samples that weigh what they count: 1 / (samples of their patient), or 1 each."""
+    if aggregate == "none":
+        return fit_temperature(_logits(predictions), predictions.y_true_N)
     _, patient_N, counts_P = np.unique(predictions.patient_id_N, return_inverse=True, return_counts=True)
     return fit_temperature(_logits(predictions), predictions.y_true_N, 1.0 / counts_P[patient_N])
 
@@ -173,6 +175,8 @@ def scale_predictions(predictions: Predictions, temperature: float) -> Predictio
 def divide_patients(predictions: Predictions, share: float, rng: np.random.Generator) -> CalibrationPart:
     """Draw the part a temperature is fitted on: patients whole, each class by its share, rounded down.
 
+    A patient with samples of several classes stands in the last of them.
+
     Depends on the sorted ids and the stream, not on the order of rows.
 
     Raises:
@@ -180,8 +184,9 @@ def divide_patients(predictions: Predictions, share: float, rng: np.random.Gener
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to fit on must lie between 0 and 1; got {share}")
-    patients_P, first_P = np.unique(predictions.patient_id_N, return_index=True)
-    y_P = predictions.y_true_N[first_P]
+    patients_P, patient_N = np.unique(predictions.patient_id_N, return_inverse=True)
+    y_P = np.zeros(len(patients_P), dtype=np.int64)
+    np.maximum.at(y_P, patient_N, predictions.y_true_N)
     is_fit_P = np.zeros(len(patients_P), dtype=bool)
     for c in range(len(predictions.classes)):
         members = rng.permutation(np.flatnonzero(y_P == c))
@@ -213,7 +218,7 @@ def calibration_intervals(
     lie high; compare them with bounds of the same number of patients only.
 
     Args:
-        predictions_by_seed: per patient, on the same rows in the same order.
+        predictions_by_seed: as scored, on the same rows in the same order.
         weights_RN: of :func:`~vitreous.evidence.intervals.resample_weights`, for these rows.
     Raises:
         ValueError: there are no predictions.

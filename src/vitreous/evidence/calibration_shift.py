@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from vitreous.core.predictions import Aggregate
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import (
     MEASURES,
@@ -16,7 +17,7 @@ from vitreous.evidence.calibration import (
     calibrated_error,
     calibration_intervals,
     divide_patients,
-    fit_patient_temperature,
+    fit_scored_temperature,
     mean_or_undefined,
     restrict,
     scale_predictions,
@@ -67,6 +68,7 @@ def measure_calibration_shift(
     num_bins: int = NUM_BINS,
     num_resamples: int = NUM_RESAMPLES,
     level: float = 0.95,
+    aggregate: Aggregate = "mean_probability",
 ) -> CalibrationShift:
     """Measure calibration on the source and on a part of the target that no temperature has seen.
 
@@ -78,12 +80,12 @@ def measure_calibration_shift(
     Raises:
         ValueError: no models, or the share is none.
     """
-    part = divide_patients(models[0].target.per_patient(), fit_share, part_rng)
-    own = [fit_patient_temperature(model.val) for model in models]
-    fitted = [fit_patient_temperature(restrict(model.target, part.fit_P)) for model in models]
+    part = divide_patients(models[0].target.scored(aggregate), fit_share, part_rng)
+    own = [fit_scored_temperature(model.val, aggregate) for model in models]
+    fitted = [fit_scored_temperature(restrict(model.target, part.fit_P), aggregate) for model in models]
     scored = [replace(model, target=restrict(model.target, part.scored_P)) for model in models]
-    source_weights_RN = _weights(source_by_seed(models)[0].patient_id_N, num_resamples, bootstrap_rng)
-    target_weights_RN = _weights(part.scored_P, num_resamples, bootstrap_rng)
+    source_weights_RN = _weights(source_by_seed(models, aggregate)[0].patient_id_N, num_resamples, bootstrap_rng)
+    target_weights_RN = _weights(scored[0].target.scored(aggregate).patient_id_N, num_resamples, bootstrap_rng)
 
     def source(temperatures: Sequence[float | Undefined]) -> Measures:
         missing = _first_missing(temperatures)
@@ -93,7 +95,7 @@ def measure_calibration_shift(
             replace(model, source=scale_predictions(model.source, float(temperature)))  # type: ignore[arg-type]
             for model, temperature in zip(models, temperatures, strict=True)
         ]
-        return calibration_intervals(source_by_seed(scaled), source_weights_RN, level, num_bins)
+        return calibration_intervals(source_by_seed(scaled, aggregate), source_weights_RN, level, num_bins)
 
     def target(temperatures: Sequence[float | Undefined]) -> Measures:
         missing = _first_missing(temperatures)
@@ -102,7 +104,7 @@ def measure_calibration_shift(
         if missing is not None:
             return _undefined(missing, num_resamples)
         scaled = [
-            scale_predictions(model.target, float(temperature)).per_patient()  # type: ignore[arg-type]
+            scale_predictions(model.target, float(temperature)).scored(aggregate)  # type: ignore[arg-type]
             for model, temperature in zip(scored, temperatures, strict=True)
         ]
         return calibration_intervals(scaled, target_weights_RN, level, num_bins)
@@ -119,9 +121,11 @@ def measure_calibration_shift(
         target(plain),
         target(own),
         target(fitted),
-        mean_or_undefined([calibrated_error(one.probs_NC, bootstrap_rng, num_bins) for one in source_by_seed(models)]),
         mean_or_undefined(
-            [calibrated_error(model.target.per_patient().probs_NC, bootstrap_rng, num_bins) for model in scored]
+            [calibrated_error(one.probs_NC, bootstrap_rng, num_bins) for one in source_by_seed(models, aggregate)]
+        ),
+        mean_or_undefined(
+            [calibrated_error(model.target.scored(aggregate).probs_NC, bootstrap_rng, num_bins) for model in scored]
         ),
     )
 

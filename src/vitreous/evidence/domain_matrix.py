@@ -1,6 +1,6 @@
 """Train × test: models of each domain scored on every domain.
 
-Axes: N row (one patient), R resample.
+Axes: N row (one patient; or one sample, where samples are scored by themselves), R resample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ def measure_domains(
     A column's models are scored in the same resamples of its patients.
 
     Args:
-        by_train: what a model trained on (a domain's name: that domain) → its test predictions per patient, by seed.
+        by_train: what a model trained on (a domain's name: that domain) → its test predictions as scored, by seed.
         domain_of: patient → domain.
         metric: a name of :func:`~vitreous.evidence.scores.metric_names`.
         seed: of the resamples' random streams, one per domain.
@@ -97,15 +97,16 @@ def _column(
     if not having:
         return cells
     check_same_rows({f"{train!r} on {domain!r}": by_seed[0] for train, by_seed in having.items()})
-    tested_P = next(iter(having.values()))[0].patient_id_N
+    patient_id_N = next(iter(having.values()))[0].patient_id_N
+    num_patients = len(np.unique(patient_id_N))
     rng = numpy_stream(seed, "domain", domain)
-    weights_RN = resample_weights(tested_P, num_resamples=num_resamples, rng=rng)
+    weights_RN = resample_weights(patient_id_N, num_resamples=num_resamples, rng=rng)
     value = {train: mean_scores(by_seed)[metric] for train, by_seed in having.items()}
     resampled = {train: mean_over_seeds(by_seed, weights_RN, [metric])[metric] for train, by_seed in having.items()}
     for train in having:
-        score = percentile_interval(value[train], resampled[train], level, num_patients=len(tested_P))
-        loss = _loss(value, resampled, domain, train, level, len(tested_P))
-        cells[train] = DomainCell(score, loss, len(tested_P))
+        score = percentile_interval(value[train], resampled[train], level, num_patients=num_patients)
+        loss = _loss(value, resampled, domain, train, level, num_patients)
+        cells[train] = DomainCell(score, loss, num_patients)
     return cells
 
 

@@ -1,6 +1,6 @@
 """The generalisation gap: what a model loses on another cohort, and how much of it is the other mix of classes.
 
-Axes: N row (one patient), C class, R resample, K model.
+Axes: N row (one patient; or one sample, where samples are scored by themselves), C class, R resample, K model.
 
 Source test set and target cohort are different patients. Both are resampled, independently of each other; the gap is
 computed in each pair of resamples, and its interval is the percentile interval of these differences.
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.finding import Finding
-from vitreous.core.predictions import Predictions, join_predictions
+from vitreous.core.predictions import Aggregate, Predictions, join_predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.comparison import Comparison, check_enough_resamples, compare_resampled
 from vitreous.evidence.intervals import Interval, check_same_rows, mean_scores, percentile_interval
@@ -53,16 +53,16 @@ class ModelPredictions:
     target: Predictions
 
 
-def source_by_seed(models: Sequence[ModelPredictions]) -> list[Predictions]:
-    """Source test predictions per patient, those of all folds of a seed together, by rising seed."""
+def source_by_seed(models: Sequence[ModelPredictions], aggregate: Aggregate = "mean_probability") -> list[Predictions]:
+    """Source test predictions as they are scored, those of all folds of a seed together, by rising seed."""
     seeds = sorted({model.seed for model in models})
     parts = {seed: [model.source for model in models if model.seed == seed] for seed in seeds}
-    return [join_predictions(parts[seed]).per_patient() for seed in seeds]
+    return [join_predictions(parts[seed]).scored(aggregate) for seed in seeds]
 
 
-def target_by_model(models: Sequence[ModelPredictions]) -> list[Predictions]:
-    """Target predictions per patient, one for each model."""
-    return [model.target.per_patient() for model in models]
+def target_by_model(models: Sequence[ModelPredictions], aggregate: Aggregate = "mean_probability") -> list[Predictions]:
+    """Target predictions as they are scored, one for each model."""
+    return [model.target.scored(aggregate) for model in models]
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def measure_gaps(
     """Every metric on both cohorts, and the gap between them.
 
     Args:
-        source_by_seed: test predictions per patient, one per seed, on the same rows.
-        target_by_model: predictions per patient, one per trained model (seed, or fold and seed), on the same rows.
+        source_by_seed: test predictions as scored, one per seed, on the same rows.
+        target_by_model: predictions as scored, one per trained model (seed, or fold and seed), on the same rows.
         source_weights_RN, target_weights_RN: of :func:`~vitreous.evidence.intervals.resample_weights`, drawn from
             different streams, equally many.
         ordered: the classes are grades; adds the quadratic weighted kappa.
@@ -131,7 +131,7 @@ def measure_gaps(
     target = _resample(target_by_model, target_weights_RN, names)
     mixed = _resample_at_mix(source_by_seed[0].y_true_N, source_weights_RN, target_by_model, target_weights_RN, names)
     other_classes = _other_classes(source_by_seed[0], target_by_model[0])
-    num_source, num_target = (len(one[0].y_true_N) for one in (source_by_seed, target_by_model))
+    num_source, num_target = (len(np.unique(one[0].patient_id_N)) for one in (source_by_seed, target_by_model))
 
     def interval(found: _Resampled, num_patients: int) -> Interval:
         return percentile_interval(found.value, found.values_R, level, num_patients=num_patients)
@@ -165,7 +165,7 @@ def compare_gaps(
     that loses least.
 
     Args:
-        source, target: row → predictions per patient; each on the same patients for all rows.
+        source, target: row → predictions as scored; each on the same rows for all models.
     Raises:
         ValueError: rows on different patients, rows of one cohort only, or too few resamples for this many rows.
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitreous.core.finding import Finding
+from vitreous.core.predictions import Aggregate
 from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import NUM_BINS
@@ -51,7 +52,7 @@ class TransferPredictions:
 
 @dataclass(frozen=True)
 class TransferRow:
-    """One printed row; numbers are means over its models, per patient.
+    """One printed row; numbers are means over its models, of patients or of samples.
 
     Args:
         gaps: metric → its value on both cohorts and the gap.
@@ -88,7 +89,7 @@ class TransferTarget:
         metric: the study's primary one.
         ordered: the classes are grades.
         num_source, num_target: patients.
-        source_counts_C, target_counts_C: patients of each class.
+        source_counts_C, target_counts_C: patients (or samples, as `aggregate` says) of each class.
         best: the row of the highest metric on the target; `least` the row that loses least of it.
         level: of the intervals, from `num_resamples` resamples; tests use `num_compared`.
         fit_share: of the target's patients, for the temperature.
@@ -110,7 +111,13 @@ class TransferTarget:
     num_resamples: int
     num_compared: int
     fit_share: float
+    aggregate: Aggregate
     findings: tuple[Finding, ...]
+
+    @property
+    def counted(self) -> str:
+        """What metrics count: ``patients`` or ``samples``."""
+        return "samples" if self.aggregate == "none" else "patients"
 
     @property
     def metric_title(self) -> str:
@@ -130,6 +137,7 @@ def build_target(
     alpha: float = 0.05,
     fit_share: float = FIT_SHARE,
     num_bins: int = NUM_BINS,
+    aggregate: Aggregate = "mean_probability",
     findings: Sequence[Finding] = (),
 ) -> TransferTarget:
     """Score, resample and compare all rows on one target cohort.
@@ -139,6 +147,7 @@ def build_target(
     Args:
         name: of the target; also names its random streams.
         metric: a name of :data:`~vitreous.evidence.scores.METRICS`.
+        aggregate: what metrics count; patients are resampled in either case.
         findings: known beforehand.
     Raises:
         ValueError: no rows, two rows of one name, or rows that are not about the same patients.
@@ -147,8 +156,8 @@ def build_target(
         raise ValueError("a transfer needs at least one row")
     if len({row.name for row in rows}) < len(rows):
         raise ValueError(f"two rows have the same name: {sorted(row.name for row in rows)}")
-    source = {row.name: source_by_seed(row.models) for row in rows}
-    target = {row.name: target_by_model(row.models) for row in rows}
+    source = {row.name: source_by_seed(row.models, aggregate) for row in rows}
+    target = {row.name: target_by_model(row.models, aggregate) for row in rows}
     for cohort in (source, target):
         check_same_rows({f"{row!r} model {k}": one for row, by_seed in cohort.items() for k, one in enumerate(by_seed)})
     some_source, some_target = source[rows[0].name][0], target[rows[0].name][0]
@@ -185,6 +194,7 @@ def build_target(
                 num_bins=num_bins,
                 num_resamples=num_resamples,
                 level=level,
+                aggregate=aggregate,
             ),
             _to_best(on_target, row.name),
             on_target.letters[row.name],
@@ -201,8 +211,8 @@ def build_target(
         some_target.classes,
         ordered,
         tuple(built),
-        len(some_source.y_true_N),
-        len(some_target.y_true_N),
+        len(np.unique(some_source.patient_id_N)),
+        len(np.unique(some_target.patient_id_N)),
         tuple(np.bincount(some_source.y_true_N, minlength=num_classes).tolist()),
         tuple(np.bincount(some_target.y_true_N, minlength=num_classes).tolist()),
         on_target.best,
@@ -212,6 +222,7 @@ def build_target(
         num_resamples,
         compared,
         fit_share,
+        aggregate,
         (
             *findings,
             *find_absent_classes(some_target, name),

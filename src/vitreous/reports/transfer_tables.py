@@ -103,8 +103,9 @@ def shifts(target: TransferTarget) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "cohort": target.name,
+        "counted": target.counted,
         "prevalence": {
-            name: {"source_patients": source, "target_patients": there}
+            name: {"source": source, "target": there}
             for name, source, there in zip(
                 target.classes, target.source_counts_C, target.target_counts_C, strict=True
             )
@@ -198,7 +199,7 @@ def main_table(target: TransferTarget, footnotes: Footnotes) -> tuple[list[str],
 def class_table(target: TransferTarget, footnotes: Footnotes) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: recall, F1 and AUROC of each class on both cohorts, with the gap."""
     kinds = ("recall", "f1", "auroc")
-    head = ["model", "class", "patients (source, target)"]
+    head = ["model", "class", f"{target.counted} (source, target)"]
     head += [f"{CLASS_METRICS[kind].title}{part}" for kind in kinds for part in (", source", ", target", " gap")]
     body = []
     for row in target.rows:

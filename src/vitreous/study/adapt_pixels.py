@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 
@@ -181,6 +182,41 @@ def _train(
     shutil.rmtree(state_dir, ignore_errors=True)
 
 
+def predict_row(
+    config: StudyConfig,
+    runtime: Runtime,
+    opened: OpenedEncoder,
+    recipe: PixelRecipe,
+    seed: int,
+    folder: Path,
+    features: StudyFeatures,
+) -> npt.NDArray[np.float64]:
+    """Logits (N, C) of all samples of `features` by a trained model, read back from its folder.
+
+    Args:
+        config: of the run that trained it.
+        features: with the prepared inputs of this encoder; of the run's cohort or of another.
+    """
+    model = build_pixel_model(read_model(folder)["pixel_model"], _trainable_encoder(config, opened, recipe, seed))
+    restore_pixel_model(model, folder)
+    samples = features.samples
+    data = PixelSet(
+        partial(_read, features.pixels[opened.name], features.file_ids),
+        np.zeros(len(samples), np.int64),  # labels take no part
+        samples["patient_id"].to_numpy(np.str_),
+        samples["weight"].to_numpy(np.float64),
+        opened.encoder.spec,
+    )
+    return predict_pixels(
+        model,
+        data,
+        batch_size=recipe.batch_size,
+        device=runtime.device,
+        precision=runtime.precision,
+        workers=runtime.pixel_workers,
+    )
+
+
 def make_model(config: StudyConfig, opened: OpenedEncoder, recipe: PixelRecipe, seed: int) -> PixelModel:
     """Encoder, pooling and head as training begins; adapters included.
 
@@ -236,6 +272,7 @@ def pixel_set(run: PixelRun, opened: OpenedEncoder, partition: Partition, split:
         samples["patient_id"].to_numpy(np.str_)[rows],
         samples["weight"].to_numpy(np.float64)[rows],
         opened.encoder.spec,
+        run.config.data.aggregate,
     )
 
 

@@ -120,7 +120,7 @@ def write_domain_matrices(
 def _measure(config: StudyConfig, rounds: Rounds, by_round: Mapping[int, Sequence[Predictions]]) -> DomainMatrix:
     before = "all but " if rounds.kind == "leave_out" else ""
     by_train = {
-        f"{before}{rounds.domains[fold]}": [one.per_patient() for one in by_seed]
+        f"{before}{rounds.domains[fold]}": [one.scored(config.data.aggregate) for one in by_seed]
         for fold, by_seed in sorted(by_round.items())
     }
     return measure_domains(

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import yaml
 from rich.console import Console
 
+from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError, StudyMismatchError, UserError
 from vitreous.core.files import remove_partial_files, write_json, write_text
 from vitreous.core.finding import Finding
-from vitreous.core.fingerprints import hash_file
 from vitreous.core.predictions import Predictions
 from vitreous.evidence.calibration_shift import FIT_SHARE
 from vitreous.recipes.probe_logits import probe_logits
@@ -28,6 +28,7 @@ from vitreous.reports.transfer import TransferTarget
 from vitreous.reports.transfer_tables import render_transfer
 from vitreous.storage.locks import exclusive
 from vitreous.study.account import NO_FILE
+from vitreous.study.adapt_pixels import predict_row
 from vitreous.study.data import OpenedData
 from vitreous.study.encode import (
     StudyFeatures,
@@ -38,7 +39,7 @@ from vitreous.study.encode import (
     write_data_errors,
 )
 from vitreous.study.encoders import OpenedEncoder, open_encoders
-from vitreous.study.heads import read_model, read_tensors
+from vitreous.study.heads import hash_model, read_model, read_tensors
 from vitreous.study.ledger import Ledger
 from vitreous.study.provenance import cohort_fingerprint
 from vitreous.study.rows import KeptRow, read_kept_rows
@@ -196,7 +197,7 @@ def _transfer_one(
     console.print(f"{place.name}: {describe_encoding(data, features)}")
     _write_account(folder, data, features, [*findings, *_find_lost(data, features, place.name)])
     units = _units(directory, folder, rows)
-    heads = {str(unit.folder.relative_to(directory.root)): _hash_model(unit.folder) for unit in units}
+    heads = {str(unit.folder.relative_to(directory.root)): hash_model(unit.folder) for unit in units}
     _check_heads(folder, heads)
     labels = Ledger(directory.ledger).open_test_labels(
         [data.cohort],
@@ -204,7 +205,7 @@ def _transfer_one(
         purpose=f"transfer to {place.name}",
         choices={"transfer": place.name, "settings": settings, "heads": heads},
     )
-    _predict_missing(config, features, units, heads, labels, folder)
+    _predict_missing(config, runtime, encoders, features, units, heads, labels, folder)
 
 
 def _settings(
@@ -305,10 +306,6 @@ def _units(directory: RunDirectory, folder: TransferFolder, rows: Sequence[KeptR
     ]
 
 
-def _hash_model(folder: Path) -> str:
-    return hash_file(folder / "best.safetensors")
-
-
 def _check_heads(folder: TransferFolder, heads: Mapping[str, str]) -> None:
     kept = folder.read_heads()
     if changed := [unit for unit, digest in heads.items() if kept.get(unit, digest) != digest]:
@@ -319,6 +316,8 @@ def _check_heads(folder: TransferFolder, heads: Mapping[str, str]) -> None:
 
 def _predict_missing(
     config: StudyConfig,
+    runtime: Runtime,
+    encoders: Sequence[OpenedEncoder],
     features: StudyFeatures,
     units: Sequence[Unit],
     heads: Mapping[str, str],
@@ -326,9 +325,11 @@ def _predict_missing(
     folder: TransferFolder,
 ) -> None:
     """Write what is not there yet; what is there must be of the same samples and labels."""
-    ids = features.samples["sample_id"].to_numpy(np.str_)
+    samples = features.samples
+    ids = samples["sample_id"].to_numpy(np.str_)
     y_N = np.array([labels[name] for name in ids], dtype=np.int64)
     classes = config.data.classes
+    by_name = {one.name: one for one in encoders}
     for unit in units:
         if unit.predictions.exists():
             kept = Predictions.read(unit.predictions, classes)
@@ -340,9 +341,11 @@ def _predict_missing(
             continue
         predicted = Predictions(
             ids,
-            features.samples["patient_id"].to_numpy(np.str_),
+            samples["patient_id"].to_numpy(np.str_),
             y_N,
-            _predict_on_pixels(unit) if unit.row.on_pixels else _predict_on_features(unit, features),
+            _predict_on_pixels(config, runtime, by_name[unit.row.encoder], unit, features)
+            if unit.row.on_pixels
+            else _predict_on_features(unit, features),
             classes,
         )
         predicted.write(unit.predictions)
@@ -350,16 +353,18 @@ def _predict_missing(
 
 
 def _predict_on_features(unit: Unit, features: StudyFeatures) -> npt.NDArray[np.float64]:
-    matrix_ND = features.features.get(unit.row.encoder)
-    features_ND = np.zeros((len(features.samples), 1), np.float32) if matrix_ND is None else matrix_ND
+    nothing_ND = np.zeros((len(features.samples), 1), np.float32)
+    features_ND = nothing_ND if unit.row.is_constant else features.features[unit.row.encoder]
     return probe_logits(read_tensors(unit.folder), features_ND)
 
 
-def _predict_on_pixels(unit: Unit) -> npt.NDArray[np.float64]:
-    raise RunError(
-        f"{unit.row.encoder} / {unit.row.recipe}: rows trained on pixels cannot be transferred by this version; "
-        "name the others with --rows."
-    )
+def _predict_on_pixels(
+    config: StudyConfig, runtime: Runtime, opened: OpenedEncoder, unit: Unit, features: StudyFeatures
+) -> npt.NDArray[np.float64]:
+    recipe = config.recipes[unit.row.recipe]
+    if not isinstance(recipe, PixelRecipe):
+        raise RunError(f"{unit.row.encoder} / {unit.row.recipe}: is no recipe on pixels; please report this.")
+    return predict_row(config, runtime, opened, recipe, unit.seed, unit.folder, features)
 
 
 def print_transfer(run_dir: Path, on: Sequence[str], **settings: Any) -> None:

@@ -180,6 +180,11 @@ def _data_of_study(config: StudyConfig, place: TargetPlace, values: dict[str, An
             f"{find_study(place.study)}: its classes are {list(classes)}, those of the run "
             f"{list(config.data.classes)}; leave classes out, and bring labels to the run's classes with label_map."
         )
+    if data.setdefault("aggregate", config.data.aggregate) != config.data.aggregate:
+        raise UserError(
+            f"{find_study(place.study)}: its aggregate is {data['aggregate']}, that of the run "
+            f"{config.data.aggregate}; a gap compares like with like, so leave it out."
+        )
     if "s3" in composed:
         values["s3"] = composed["s3"]
     return dict(data)

@@ -100,6 +100,7 @@ def _score(directory: RunDirectory, config: StudyConfig, folder: TransferFolder)
         num_resamples=config.intervals.resamples,
         level=config.intervals.level,
         fit_share=settings["fit_share"],
+        aggregate=config.data.aggregate,
         findings=[Finding(**finding) for finding in account["findings"]],
     )
     write_text(folder.root / "scores.csv", scores_csv(target))
