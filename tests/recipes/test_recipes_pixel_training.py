@@ -3,6 +3,7 @@
 Axes: N row, C class.
 """
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pixel_training_cases import NUM_CLASSES, STAGE, TWO_STAGES, fit, make_model, make_set, result_bytes
+from rich.console import Console
 
 from vitreous.core.errors import ConfigError, RunError, SampleError, StudyMismatchError
 from vitreous.core.streams import numpy_stream
@@ -246,6 +248,31 @@ def test_it_leaves_one_file_and_prints_only_progress(
     assert sorted(set(lines)) == [
         "Computing the frozen blocks, stage 1 of 2", "Training, stage 1 of 2", "Training, stage 2 of 2",
     ]  # fmt: skip
+
+
+def test_progress_goes_to_the_console_given(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    console = Console(file=io.StringIO())
+    fit(tmp_path, None, STAGE, console=console)
+    assert "Training: done" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_each_epoch_is_told_and_may_end_the_training(tmp_path: Path) -> None:
+    told: list[tuple[int, float]] = []
+
+    def prune(epoch: int, score: float) -> None:
+        told.append((epoch, score))
+        if epoch == 3:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fit(tmp_path, None, *TWO_STAGES, on_epoch=prune)
+    assert [epoch for epoch, _ in told] == [1, 2, 3]
+    again: list[tuple[int, float]] = []
+    model, fitted = fit(tmp_path, None, *TWO_STAGES, on_epoch=lambda *epoch: again.append(epoch))
+    assert again[:3] == told, "those before are told again"
+    assert [score for _, score in again] == [row["val_balanced_accuracy"] for row in fitted.history]
+    assert result_bytes(model, fitted) == result_bytes(*fit(tmp_path / "whole", None, *TWO_STAGES))
 
 
 def test_a_finished_training_answers_again_without_training(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Axes: N row of a set, B row of a batch, C class (of targets) or channel (of inpu
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ from vitreous.recipes.pixel_stage_inputs import StageInputs
 from vitreous.recipes.schedule import cosine_with_warmup
 from vitreous.recipes.trainable import parameter_groups
 
+OnEpoch = Callable[[int, float], None]
+
 _BATCHES_BETWEEN_LOOKS = 50  # at the losses of an accelerator, which has to finish them first
 
 
@@ -42,6 +44,7 @@ class Fit:
     Args:
         weight_N: what each training row counts in the loss, class weights included.
         fingerprint: of everything that decides the result.
+        on_epoch: told the number of epochs so far and the val metric, after the state is written.
     """
 
     model: PixelModel
@@ -60,6 +63,7 @@ class Fit:
     state_dir: Path
     fingerprint: str
     interrupts: Interrupts
+    on_epoch: OnEpoch | None = None
 
 
 class PixelStage:
@@ -220,6 +224,8 @@ class PixelStage:
             state.best = Snapshot(state.stage, state.epoch, score, copy_to_cpu(weights))
         self.save()
         fit.interrupts.check()
+        if fit.on_epoch is not None:
+            fit.on_epoch(len(state.history), score)
 
     @property
     def is_over(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from vitreous.core.errors import RunError
 from vitreous.core.files import remove_partial_files
@@ -33,7 +34,7 @@ from vitreous.recipes.pixel_model import PixelModel
 from vitreous.recipes.pixel_prediction import predict_pixels
 from vitreous.recipes.pixel_sampling import row_weights
 from vitreous.recipes.pixel_settings import FitSettings, FittedPixels, PixelSet, Precision, StageSettings
-from vitreous.recipes.pixel_stage import Fit, PixelStage
+from vitreous.recipes.pixel_stage import Fit, OnEpoch, PixelStage
 from vitreous.recipes.prefix_cache import has_room, kept_dtype, prefix_bytes
 from vitreous.recipes.trainable import set_trainable
 
@@ -57,6 +58,8 @@ def fit_pixels(
     device: str,
     precision: Precision,
     workers: int,
+    on_epoch: OnEpoch | None = None,
+    console: Console | None = None,
 ) -> FittedPixels:
     """Train, choose the best epoch on val, and leave its weights in the model, on the CPU and in eval mode.
 
@@ -69,6 +72,9 @@ def fit_pixels(
         device: cpu, cuda, cuda:<n> or mps.
         precision: fp32 is the model's own; bf16 computes matrix products in it.
         workers: processes that read and augment; their number changes nothing.
+        on_epoch: called after each validated epoch, those before an interruption included, with the number of epochs so
+            far (of all stages) and the val metric. What it raises ends the training, whose state is written.
+        console: for progress; share it with bars that are shown around this one. None is the error stream.
 
     Raises:
         SampleError: labels, classes or participants that do not allow training.
@@ -104,11 +110,14 @@ def fit_pixels(
             state_dir=state_dir,
             fingerprint=made_by,
             interrupts=interrupts,
+            on_epoch=on_epoch,
         )
-        return _run_stages(fit, stages, state)
+        return _run_stages(fit, stages, state, console)
 
 
-def _run_stages(fit: Fit, stages: Sequence[StageSettings], state: TrainingState) -> FittedPixels:
+def _run_stages(
+    fit: Fit, stages: Sequence[StageSettings], state: TrainingState, console: Console | None
+) -> FittedPixels:
     model = fit.model
     trained = _trained_by_stage(model, stages)
     # an earlier stage may win, and later ones then have changed what it had not trained yet
@@ -116,12 +125,15 @@ def _run_stages(fit: Fit, stages: Sequence[StageSettings], state: TrainingState)
     first_weights = copy_to_cpu(model_tensors(model, trained_later)) if len(stages) > 1 else {}
     if state.weights is not None:
         load_tensors(model, state.weights)
+    if fit.on_epoch is not None:
+        for number, row in enumerate(state.history, start=1):
+            fit.on_epoch(number, row[f"val_{fit.metric}"])
     while True:
         _unfreeze(model, stages[state.stage])
         if len(state.is_cached) == state.stage:
             state.is_cached.append(_keeps_prefix(fit))
         stage = PixelStage(fit, stages[state.stage], state, trained[state.stage])
-        _run_stage(stage, len(stages))
+        _run_stage(stage, len(stages), console)
         if state.stage == len(stages) - 1:
             break
         _begin_next_stage(model, state)
@@ -140,18 +152,19 @@ def _run_stages(fit: Fit, stages: Sequence[StageSettings], state: TrainingState)
     )
 
 
-def _run_stage(stage: PixelStage, num_stages: int) -> None:
+def _run_stage(stage: PixelStage, num_stages: int, console: Console | None) -> None:
     from vitreous.recipes.pixel_module import run_stage
 
     if not stage.is_over:
         number = f", stage {stage.state.stage + 1} of {num_stages}" if num_stages > 1 else ""
         try:
             if stage.inputs.num_prefix_batches:
-                with progress_bar(f"Computing the frozen blocks{number}", stage.inputs.num_prefix_batches) as advance:
+                title = f"Computing the frozen blocks{number}"
+                with progress_bar(title, stage.inputs.num_prefix_batches, console) as advance:
                     stage.fit.model.to(stage.fit.device)
                     stage.inputs.keep_prefixes(advance)
             left = (stage.stage.epochs - stage.state.epoch) * stage.num_batches - len(stage.state.losses)
-            with progress_bar(f"Training{number}", left) as advance:
+            with progress_bar(f"Training{number}", left, console) as advance:
                 run_stage(stage, advance)
         finally:
             stage.inputs.close()
