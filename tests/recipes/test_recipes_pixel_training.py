@@ -291,6 +291,8 @@ def test_another_training_in_the_folder_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, FitSettings(weight_decay=0.1))
     with pytest.raises(StudyMismatchError):
         fit(tmp_path, seed=1)
+    with pytest.raises(StudyMismatchError):
+        fit(tmp_path, train=replace(make_set("train"), aggregate="none"))
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:

@@ -242,7 +242,13 @@ def _fingerprint(
 ) -> str:
     """Of what decides the result; of the inputs themselves only the encoder's spec."""
     rows = [
-        [data.y_N.tolist(), data.patient_id_N.tolist(), data.weight_N.tolist(), data.spec.model_dump(mode="json")]
+        [
+            data.y_N.tolist(),
+            data.patient_id_N.tolist(),
+            data.weight_N.tolist(),
+            data.aggregate,
+            data.spec.model_dump(mode="json"),
+        ]
         for data in (train, val)
     ]
     head = [hash_bytes(tensor.detach().cpu().double().numpy().tobytes()) for tensor in model.head.state_dict().values()]
