@@ -26,13 +26,17 @@ def made(train: str, seed: int, tested: tuple[str, ...] = DOMAINS, patients: int
 DOMAIN_OF = {f"{domain}{n:03d}": domain for domain in DOMAINS for n in range(60)}
 
 
+def stream_of(domain: str) -> np.random.Generator:
+    return numpy_stream(0, "domain", domain)
+
+
 def test_cells_and_losses_equal_a_loop():
     by_train = {train: [made(train, seed) for seed in (0, 1)] for train in DOMAINS}
-    found = measure_domains(by_train, DOMAIN_OF, "accuracy", num_resamples=300)
+    found = measure_domains(by_train, DOMAIN_OF, "accuracy", stream_of=stream_of, num_resamples=300)
     assert (found.train, found.test) == (DOMAINS, DOMAINS)
     for x, test in enumerate(DOMAINS):
         ids = [patient for patient, domain in DOMAIN_OF.items() if domain == test]
-        weights_RN = resample_weights(np.array(ids), num_resamples=300, rng=numpy_stream(0, "domain", test))
+        weights_RN = resample_weights(np.array(ids), num_resamples=300, rng=stream_of(test))
 
         def accuracy(train: str, w_N: np.ndarray, test: str = test) -> float:
             scores = []
@@ -57,7 +61,7 @@ def test_cells_and_losses_equal_a_loop():
 
 def test_a_domain_that_trained_is_undefined_not_scored():
     by_train = {f"all but {domain}": [made(domain, 0, tested=(domain,))] for domain in DOMAINS}
-    found = measure_domains(by_train, DOMAIN_OF, "accuracy", num_resamples=200)
+    found = measure_domains(by_train, DOMAIN_OF, "accuracy", stream_of=stream_of, num_resamples=200)
     assert isinstance(found.cells[0][0].score.value, float)
     assert found.cells[0][1].score.value == Undefined("no patient of B is tested by this model: they trained it")
     assert found.cells[0][0].loss.value == Undefined("no model was trained on A")
@@ -67,6 +71,8 @@ def test_a_domain_that_trained_is_undefined_not_scored():
 def test_models_of_a_column_must_be_about_the_same_patients():
     fewer = made("B", 0, patients=50)
     with pytest.raises(ValueError, match="not about the same rows"):
-        measure_domains({"A": [made("A", 0)], "B": [fewer]}, DOMAIN_OF, "accuracy", num_resamples=200)
+        measure_domains(
+            {"A": [made("A", 0)], "B": [fewer]}, DOMAIN_OF, "accuracy", stream_of=stream_of, num_resamples=200
+        )
     with pytest.raises(ValueError, match="no models"):
-        measure_domains({}, DOMAIN_OF, "accuracy")
+        measure_domains({}, DOMAIN_OF, "accuracy", stream_of=stream_of)

@@ -3,13 +3,12 @@
 Axes: N row (one patient; or one sample, where samples are scored by themselves), R resample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vitreous.core.predictions import Predictions
-from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import restrict
 from vitreous.evidence.intervals import (
@@ -55,7 +54,7 @@ def measure_domains(
     domain_of: Mapping[str, str],
     metric: str,
     *,
-    seed: int = 0,
+    stream_of: Callable[[str], np.random.Generator],
     num_resamples: int = NUM_RESAMPLES,
     level: float = 0.95,
 ) -> DomainMatrix:
@@ -67,14 +66,16 @@ def measure_domains(
         by_train: what a model trained on (a domain's name: that domain) → its test predictions as scored, by seed.
         domain_of: patient → domain.
         metric: a name of :func:`~vitreous.evidence.scores.metric_names`.
-        seed: of the resamples' random streams, one per domain.
+        stream_of: the random stream that draws the patients of a domain.
     Raises:
         ValueError: no models, or models of one column that are not about the same patients.
     """
     if not by_train:
         raise ValueError("there are no models to score")
     test = tuple(sorted(set(domain_of.values())))
-    columns = {domain: _column(by_train, domain_of, domain, metric, seed, num_resamples, level) for domain in test}
+    columns = {
+        domain: _column(by_train, domain_of, domain, metric, stream_of(domain), num_resamples, level) for domain in test
+    }
     cells = tuple(tuple(columns[domain][train] for domain in test) for train in by_train)
     return DomainMatrix(metric, tuple(by_train), test, cells)
 
@@ -84,7 +85,7 @@ def _column(
     domain_of: Mapping[str, str],
     domain: str,
     metric: str,
-    seed: int,
+    rng: np.random.Generator,
     num_resamples: int,
     level: float,
 ) -> dict[str, DomainCell]:
@@ -99,7 +100,6 @@ def _column(
     check_same_rows({f"{train!r} on {domain!r}": by_seed[0] for train, by_seed in having.items()})
     patient_id_N = next(iter(having.values()))[0].patient_id_N
     num_patients = len(np.unique(patient_id_N))
-    rng = numpy_stream(seed, "domain", domain)
     weights_RN = resample_weights(patient_id_N, num_resamples=num_resamples, rng=rng)
     value = {train: mean_scores(by_seed)[metric] for train, by_seed in having.items()}
     resampled = {train: mean_over_seeds(by_seed, weights_RN, [metric])[metric] for train, by_seed in having.items()}

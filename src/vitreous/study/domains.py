@@ -12,6 +12,7 @@ import pandas as pd
 from vitreous.config.study import EachDomain, LeaveOut, StudyConfig
 from vitreous.core.files import replacing, write_json, write_text
 from vitreous.core.predictions import Predictions
+from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.domain_matrix import DomainMatrix, measure_domains
 from vitreous.evidence.intervals import Interval
@@ -127,7 +128,7 @@ def _measure(config: StudyConfig, rounds: Rounds, by_round: Mapping[int, Sequenc
         by_train,
         rounds.domain_of,
         config.metric,
-        seed=config.intervals.seed,
+        stream_of=lambda domain: numpy_stream(config.intervals.seed, "domain", domain),
         num_resamples=config.intervals.resamples,
         level=config.intervals.level,
     )
