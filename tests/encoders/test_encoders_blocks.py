@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.core.errors import ConfigError
 from vitreous.core.streams import torch_stream
@@ -193,6 +194,23 @@ def test_bfloat16_is_near(family: str) -> None:
         tokens = encoder(x_BCDHW).tokens_BND
     assert tokens.dtype == torch.float32
     assert 0 < (expected - tokens).norm() / expected.norm() < 0.05
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_are_counted_alike_in_bfloat16(family: str) -> None:
+    """On the meta device, where plans count; the oracle is the count in float32."""
+    encoder = trainable(family).requires_grad_(False)
+    shape = inputs(encoder).shape
+
+    def count() -> int:
+        shadow = copy.deepcopy(encoder).to("meta")
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            shadow(torch.empty(shape, device="meta"))
+        return int(counter.get_total_flops())
+
+    expected = count()
+    encoder.backbone.set_precision(torch.bfloat16)
+    assert count() == expected > 0
 
 
 @pytest.mark.parametrize("family", ["vit3d", "resnet3d", "litemedsam", "retfound", "resnet18"])

@@ -175,7 +175,12 @@ class TimmBackbone(nn.Module):
         return hidden
 
     def _precise(self, x: torch.Tensor) -> AbstractContextManager[Any]:
-        return torch.autocast(x.device.type, torch.bfloat16) if self._reduced else nullcontext()
+        if not self._reduced:
+            return nullcontext()
+        if x.device.type == "meta":  # autocast knows no such device; shapes and counts are those of float32
+            self.float()
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16)
 
     def _patch_grid(self) -> Size2 | None:
         grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
