@@ -96,7 +96,8 @@ class PixelRecipe(Frozen):
         warmup_epochs: linear from 0; then `schedule`.
         accumulate: batches per optimiser step.
         clip_norm: of the gradient; null is off.
-        ema: decay of the running mean of weights that is validated and kept in place of the weights; null is off.
+        ema: decay of the running mean of weights that is validated and kept in place of the weights; null is off. At
+            step t it is at most (1 + t) / (10 + t), so that the first weights are soon forgotten.
         patience: epochs without a better val `monitor` before training stops; null is off.
         monitor: metric on val; null is the study's.
         prefix_views: augmented views kept by the frozen-prefix cache; `auto` caches one view where nothing is
@@ -158,6 +159,8 @@ class PixelRecipe(Frozen):
             problems.append(
                 "mixup and cutmix mix pixels, which the frozen-prefix cache no longer has; set prefix_views: 0"
             )
+        if self.prefix_views not in ("auto", 0) and isinstance(self, Finetune | FromScratch):
+            problems.append("prefix_views has no effect where every weight trains")
         if problems:
             raise ValueError("; ".join(problems))
         return self

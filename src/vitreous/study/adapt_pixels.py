@@ -142,6 +142,7 @@ def _train(
         device=runtime.device,
         precision=runtime.precision,
         workers=runtime.pixel_workers,
+        console=run.console,
     )
     save_pixel_model(model, folder)
     # what is scored is what was kept, read back
@@ -197,8 +198,26 @@ def predict_row(
         config: of the run that trained it.
         features: with the prepared inputs of this encoder; of the run's cohort or of another.
     """
+    return predict_samples(read_pixel_model(config, opened, recipe, seed, folder), runtime, opened, recipe, features)
+
+
+def read_pixel_model(
+    config: StudyConfig, opened: OpenedEncoder, recipe: PixelRecipe, seed: int, folder: Path
+) -> PixelModel:
+    """A trained model, read back from its folder.
+
+    Args:
+        config: says where remote checkpoints are kept.
+    """
     model = build_pixel_model(read_model(folder)["pixel_model"], _trainable_encoder(config, opened, recipe, seed))
     restore_pixel_model(model, folder)
+    return model
+
+
+def predict_samples(
+    model: PixelModel, runtime: Runtime, opened: OpenedEncoder, recipe: PixelRecipe, features: StudyFeatures
+) -> npt.NDArray[np.float64]:
+    """Logits (N, C) of all samples of `features`, which holds the prepared inputs of this encoder."""
     samples = features.samples
     data = PixelSet(
         partial(_read, features.pixels[opened.name], features.file_ids),
