@@ -133,6 +133,7 @@ def class_f1_svg(row: str, targets: Sequence[TransferTarget]) -> str:
         ValueError: no target has the row.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     having = [target for target in targets if any(one.name == row for one in target.rows)]
     if not having:
@@ -148,9 +149,10 @@ def class_f1_svg(row: str, targets: Sequence[TransferTarget]) -> str:
     with drawing_style():
         figure = Figure(figsize=(max(3.6, 0.95 * len(classes) + 1.2), 2.7), layout="constrained")
         axes = figure.add_subplot()
+        handles = []
         for number, (cohort, by_class) in enumerate(bars.items()):
             colour = FLOOR if number == 0 else _COLOURS[(number - 1) % (len(_COLOURS) - 1)]
-            axes.bar([], [], color=colour, label=cohort)
+            handles.append(Patch(color=colour, label=cohort))
             for place, name in enumerate(classes):
                 x, found = place + (number - (len(bars) - 1) / 2) * width, by_class[name]
                 told.append(f"{name} on {cohort}: {_told(found)}")
@@ -166,7 +168,7 @@ def class_f1_svg(row: str, targets: Sequence[TransferTarget]) -> str:
         axes.set_ylabel("F1")
         axes.grid(axis="y", color=GRID)
         axes.set_axisbelow(True)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=min(4, len(bars)))
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=min(4, len(bars)))
         return svg_text(figure, f"F1 per class of {row}", "; ".join(told))
 
 
