@@ -14,6 +14,8 @@ from pydantic import (
 )
 
 from vitreous.config.model import Frozen
+from vitreous.core.input_spec import Modality
+from vitreous.core.predictions import Aggregate
 
 Scalar = str | int | float | bool
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -71,7 +73,7 @@ class CohortData(Frozen):
     """What every kind of data has in common."""
 
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    aggregate: Literal["mean_probability"] = "mean_probability"
+    aggregate: Aggregate = "mean_probability"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @field_validator("classes")
@@ -89,6 +91,11 @@ class VolumeData(CohortData):
     axes: str | None = None
     spacing_mm: tuple[float, float, float] | None = None
     max_volume_gb: Annotated[float, Field(gt=0)] = 2.0
+
+    @property
+    def modality(self) -> Modality:
+        """What a file, or an item of one, is."""
+        return "volume"
 
     @field_validator("axes")
     @classmethod
@@ -147,6 +154,11 @@ class NpzData(VolumeData):
         """Whether an item is an image, not a volume."""
         return self.axes in IMAGE_AXES
 
+    @property
+    def modality(self) -> Modality:
+        """What an item is."""
+        return "image" if self.is_image else "volume"
+
     @field_validator("axes", mode="before")
     @classmethod
     def _stated(cls, axes: Any) -> Any:
@@ -182,6 +194,11 @@ class ImageData(CohortData):
 
     refresh_listing: bool = False
     max_image_mb: Annotated[float, Field(gt=0)] = 500.0
+
+    @property
+    def modality(self) -> Modality:
+        """What a file is."""
+        return "image"
 
 
 class CsvData(ImageData):

@@ -155,3 +155,12 @@ class ImageSpec(_Frozen):
 
 AnySpec = InputSpec | ImageSpec
 Modality = Literal["image", "volume"]
+
+
+def item_noun(modality: Modality, count: int = 2) -> str:
+    """What texts call `count` items.
+
+    >>> item_noun("image"), item_noun("volume", 1)
+    ('images', 'volume')
+    """
+    return modality if count == 1 else f"{modality}s"

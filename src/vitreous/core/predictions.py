@@ -6,6 +6,7 @@ Axes: N row (sample or patient), C class.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from vitreous.core.errors import UserError
 from vitreous.core.files import replacing
 
 SCHEMA_VERSION = 1
+
+# how rows become what a metric counts: one row per patient, or every sample for itself
+Aggregate = Literal["mean_probability", "none"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,22 @@ class Predictions:
         result: npt.NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
         return result
 
+    def scored(self, aggregate: Aggregate) -> "Predictions":
+        """The rows that metrics count: those of :meth:`per_patient`, or with ``none`` the samples as they are.
+
+        Raises:
+            ValueError: the samples of one patient carry different labels; or, with ``none``, the rows are patients
+                already.
+        """
+        match aggregate:
+            case "mean_probability":
+                return self.per_patient()
+            case "none":
+                if self.is_per_patient:
+                    raise ValueError("the rows are means over patients; their samples cannot be told any more")
+                return self
+        assert_never(aggregate)
+
     def per_patient(self) -> "Predictions":
         """Mean probability over each patient's samples, patients sorted by id.
 
@@ -66,7 +86,10 @@ class Predictions:
         """
         patients, first, inverse = np.unique(self.patient_id_N, return_index=True, return_inverse=True)
         if not np.array_equal(self.y_true_N, self.y_true_N[first][inverse]):
-            raise ValueError("samples of one patient carry different labels")
+            raise ValueError(
+                "samples of one patient carry different labels, so the patient has none; score the samples themselves "
+                "(data.aggregate: none)"
+            )
         counts = np.bincount(inverse, minlength=len(patients)).astype(np.float64)
         # summed as differences to the patient's first sample: equal samples then give exactly their value, and a
         # constant score stays constant instead of being ranked by rounding

@@ -1,4 +1,4 @@
-"""Sizes, spacings and brightness of a cohort's volumes, and the ones that stand out."""
+"""Sizes, spacings and brightness of a cohort's volumes or images, and the ones that stand out."""
 
 from collections import Counter
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vitreous.core.finding import Finding
+from vitreous.core.input_spec import Modality, item_noun
 
 ROBUST_Z = 6.0  # distance from the median in robust standard deviations that makes a volume stand out
 RARE_SHARE = 0.02  # of the volumes; a size that no more share stands out
@@ -26,8 +27,8 @@ def summarise_volumes(statistics: pd.DataFrame) -> pd.DataFrame:
     return numeric.agg(["min", "median", "max"]).T
 
 
-def find_volume_outliers(statistics: pd.DataFrame) -> list[Finding]:
-    """Volumes of a size hardly any other has, and volumes whose brightness lies far from the rest.
+def find_volume_outliers(statistics: pd.DataFrame, modality: Modality = "volume") -> list[Finding]:
+    """Volumes (or images) of a size hardly any other has, and those whose brightness lies far from the rest.
 
     A size is rare if at most 2 % of the volumes have it (of less than 100: one volume); it stands out where sizes
     that are not rare make up most of the cohort.
@@ -35,10 +36,12 @@ def find_volume_outliers(statistics: pd.DataFrame) -> list[Finding]:
     A robust z-score is the distance from the median over 1.4826 times the median absolute deviation; where more than
     half of the cohort has one value there is no such scale, and nothing stands out by it.
     """
-    return [*_find_rare_sizes(statistics), *_find_far_values(statistics, "mean"), *_find_far_values(statistics, "std")]
+    noun = item_noun(modality)
+    far = [finding for column in ("mean", "std") for finding in _find_far_values(statistics, column, noun)]
+    return [*_find_rare_sizes(statistics, noun), *far]
 
 
-def _find_rare_sizes(statistics: pd.DataFrame) -> list[Finding]:
+def _find_rare_sizes(statistics: pd.DataFrame, noun: str) -> list[Finding]:
     if not set(_SIZES) <= set(statistics.columns):
         return []
     sizes = Counter(zip(*(statistics[axis].astype(int) for axis in _SIZES), strict=True))
@@ -50,18 +53,19 @@ def _find_rare_sizes(statistics: pd.DataFrame) -> list[Finding]:
     if not rare or sum(rare.values()) > (1 - USUAL_SHARE) * len(statistics):
         return []
     shown = ", ".join(f"{d}×{h}×{w} ({count})" for (d, h, w), count in list(rare.items())[:_SHOWN])
+    key = "volumes" if noun == "volumes" else "where"
     return [
         Finding(
             "rare_size",
             "warning",
-            f"{sum(rare.values())} of {len(statistics)} volumes have a size that hardly any other has.",
-            f"D×H×W (volumes): {shown}; most frequent {'×'.join(map(str, sizes.most_common(1)[0][0]))}",
-            "Look at these files; if they are another protocol, leave them out with `volumes`.",
+            f"{sum(rare.values())} of {len(statistics)} {noun} have a size that hardly any other has.",
+            f"D×H×W ({noun}): {shown}; most frequent {'×'.join(map(str, sizes.most_common(1)[0][0]))}",
+            f"Look at these files; if they are another protocol, leave them out with `{key}`.",
         )
     ]
 
 
-def _find_far_values(statistics: pd.DataFrame, column: str) -> list[Finding]:
+def _find_far_values(statistics: pd.DataFrame, column: str, noun: str) -> list[Finding]:
     if column not in statistics.columns or len(statistics) < FEWEST_VOLUMES:
         return []
     values = statistics[column].to_numpy(np.float64)
@@ -74,13 +78,14 @@ def _find_far_values(statistics: pd.DataFrame, column: str) -> list[Finding]:
         return []
     worst = far[np.argsort(-np.abs(values[far] - centre))][:_SHOWN]
     shown = ", ".join(f"{statistics.index[row]} ({values[row]:.4g})" for row in worst)
+    element = "voxel" if noun == "volumes" else "pixel"
     return [
         Finding(
             "far_brightness",
             "warning",
-            f"{len(far)} volumes have a {column} voxel value more than {ROBUST_Z:g} robust standard deviations "
+            f"{len(far)} {noun} have a {column} {element} value more than {ROBUST_Z:g} robust standard deviations "
             "from the median.",
             f"median {centre:.4g}, robust standard deviation {scale:.3g}; farthest: {shown}",
-            "Look at these volumes: blank, saturated, or of another intensity scale.",
+            f"Look at these {noun}: blank, saturated, or of another intensity scale.",
         )
     ]

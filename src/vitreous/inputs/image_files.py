@@ -104,7 +104,10 @@ def _read_whole(path: Path, max_bytes: int) -> bytes:
     try:
         num_bytes = path.stat().st_size
         if num_bytes > max_bytes:
-            raise CircumstanceError(f"the file has {num_bytes:,} bytes; at most {max_bytes:,} are allowed.")
+            raise CircumstanceError(
+                f"the file has {num_bytes:,} bytes; at most {max_bytes:,} are allowed. Check the file, or allow more "
+                "bytes per image (data.max_image_mb)."
+            )
         return path.read_bytes()
     except OSError as error:
         raise CircumstanceError(f"the file cannot be read: {error.strerror or type(error).__name__}.") from None

@@ -1,4 +1,4 @@
-"""Weights of the classes in the loss, counted over participants, never over volumes.
+"""Weights of the classes in the loss, counted over participants; over rows only where these are scored by themselves.
 
 Axes: P participant, C class.
 """
@@ -25,7 +25,8 @@ def class_weight_vector(
         policy: ``none`` is 1 for each class; ``balanced`` is participants / (C × participants of the class),
             so that the classes weigh the same together and a participant weighs 1 on average; a sequence
             is taken as it stands.
-        y_of_train_patients: one class index per participant of the training split.
+        y_of_train_patients: one class index per participant of the training split, or per row where rows are scored by
+            themselves.
     Raises:
         SampleError: a class has no training participant.
         ValueError: an unknown policy, a wrong number of weights, or a weight that is not positive.

@@ -1,6 +1,6 @@
 """Features with their labels and owners, and what must hold before a probe is trained on them.
 
-Axes: N row (volume), D feature, P participant, C class.
+Axes: N row (volume or image), D feature, P participant, C class, U what is scored: participant or row, G group of rows.
 """
 
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.errors import SampleError
+from vitreous.core.predictions import Aggregate
 from vitreous.core.streams import numpy_stream
 from vitreous.recipes.class_weights import count_participants
 
@@ -25,6 +26,8 @@ class FeatureSet:
         y_N: class indices.
         patient_id_N: whose the volume is.
         weight_N: 1 / (volumes of its participant), so that participants weigh the same.
+        aggregate: what scores and class counts go by: participants, or with ``none`` rows, of which those of one
+            participant may then differ in their labels.
     Raises:
         ValueError: the arrays do not fit together.
     """
@@ -33,6 +36,7 @@ class FeatureSet:
     y_N: IntArray
     patient_id_N: npt.NDArray[np.str_]
     weight_N: FloatArray
+    aggregate: Aggregate = "mean_probability"
 
     def __post_init__(self) -> None:
         if self.features_ND.ndim != 2:
@@ -53,9 +57,29 @@ class FeatureSet:
         if differ_N.any():
             raise SampleError(
                 f"volumes of {len(np.unique(participant_N[differ_N]))} participants carry different labels; "
-                "a label belongs to a participant."
+                "a label belongs to a participant, unless rows are scored by themselves (data.aggregate: none)."
             )
         return ids_P, y_P, participant_N.astype(np.int64)
+
+    def scored(self) -> tuple[IntArray, IntArray]:
+        """The class of all that is scored, participants sorted by id or the rows, and each row's index into them.
+
+        Raises:
+            SampleError: participants are scored, and the volumes of one carry different labels.
+        """
+        if self.aggregate == "none":
+            return np.asarray(self.y_N, dtype=np.int64), np.arange(len(self.y_N))
+        _, y_P, participant_N = self.per_participant()
+        return y_P, participant_N
+
+    def per_participant_and_class(self) -> tuple[IntArray, IntArray]:
+        """The class of each group of rows of one participant and one class, and each row's index into them.
+
+        Groups are sorted by participant, then class; where nobody's labels differ, they are the participants.
+        """
+        participant_N = np.unique(self.patient_id_N, return_inverse=True)[1]
+        pairs_G2, group_N = np.unique(np.stack([participant_N, self.y_N], axis=1), axis=0, return_inverse=True)
+        return pairs_G2[:, 1].astype(np.int64), group_N.astype(np.int64)
 
 
 def check_feature_sets(train: FeatureSet, val: FeatureSet, num_classes: int) -> None:
@@ -75,8 +99,8 @@ def check_feature_sets(train: FeatureSet, val: FeatureSet, num_classes: int) -> 
         )
     for split, rows in (("train", train), ("val", val)):
         _check_rows(split, rows, num_classes)
-    count_participants(train.per_participant()[1], num_classes)
-    counts_C = np.bincount(val.per_participant()[1], minlength=num_classes)
+    count_participants(train.scored()[0], num_classes)
+    counts_C = np.bincount(val.scored()[0], minlength=num_classes)
     if empty := np.flatnonzero(counts_C == 0).tolist():
         raise SampleError(
             f"val: no participant of class {', '.join(map(str, empty))}, so its balanced accuracy, on which "
@@ -90,10 +114,11 @@ def shuffled_labels(train: FeatureSet, seed: int) -> FeatureSet:
     """The same rows with the participants' labels permuted: a floor that only chance and leaks rise above.
 
     Whole participants change labels, so that the number of participants per class stays; the permutation
-    is drawn from the stream (`seed`, "shuffled labels") over participants sorted by id.
+    is drawn from the stream (`seed`, "shuffled labels") over participants sorted by id. Where rows are scored by
+    themselves, they change labels one by one.
     """
-    _, y_P, participant_N = train.per_participant()
-    return replace(train, y_N=numpy_stream(seed, "shuffled labels").permutation(y_P)[participant_N])
+    y_U, unit_N = train.scored()
+    return replace(train, y_N=numpy_stream(seed, "shuffled labels").permutation(y_U)[unit_N])
 
 
 def _check_rows(split: str, rows: FeatureSet, num_classes: int) -> None:

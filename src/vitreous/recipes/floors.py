@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from vitreous.core.errors import SampleError
 from vitreous.core.finding import Finding
+from vitreous.core.predictions import Aggregate
 from vitreous.recipes.class_weights import ClassWeights, count_participants
 from vitreous.recipes.feature_set import FeatureSet, check_feature_sets, shuffled_labels
 from vitreous.recipes.patient_scores import PatientScorer
@@ -49,7 +50,7 @@ def majority_logits(y_of_train_patients: npt.NDArray[np.int64], num_classes: int
 def fit_majority(train: FeatureSet, val: FeatureSet, *, num_classes: int) -> FittedReference:
     """The floor that says the most frequent class of training participants to everybody."""
     check_feature_sets(train, val, num_classes)
-    logits_NC = majority_logits(train.per_participant()[1], num_classes, len(val.y_N))
+    logits_NC = majority_logits(train.scored()[0], num_classes, len(val.y_N))
     score = PatientScorer(val, num_classes).balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0]
     return FittedReference({}, float(score), {"prior.logits": logits_NC[0]})
 
@@ -177,19 +178,21 @@ def fit_columns_floor(
     num_classes: int,
     class_weights: ClassWeights = "balanced",
     Cs: Sequence[float] = FLOOR_CS,
+    aggregate: Aggregate = "mean_probability",
 ) -> FittedColumns:
     """What the columns alone (site, device, age) say about the class: logistic regression, C chosen on val.
 
     Args:
         train_table, val_table: rows of a cohort with `y`, `patient_id` and `weight` beside `columns`.
         columns: never the label itself.
+        aggregate: as of :class:`~vitreous.recipes.feature_set.FeatureSet`.
     Raises:
         SampleError: see :func:`fit_column_encoding`; or `columns` names the label or the patient.
     """
     if forbidden := {"y", "patient_id", "weight", "split"} & set(columns):
         raise SampleError(f"the floor of columns may not use {sorted(forbidden)}; name columns such as site or age.")
     encoding = fit_column_encoding(train_table, columns)
-    train, val = _feature_set(train_table, encoding), _feature_set(val_table, encoding)
+    train, val = (_feature_set(table, encoding, aggregate) for table in (train_table, val_table))
     reference = fit_logistic_floor(train, val, num_classes=num_classes, class_weights=class_weights, Cs=Cs)
     findings = tuple(
         Finding(
@@ -201,13 +204,14 @@ def fit_columns_floor(
     return FittedColumns(encoding, reference, findings)
 
 
-def _feature_set(table: pd.DataFrame, encoding: ColumnEncoding) -> FeatureSet:
+def _feature_set(table: pd.DataFrame, encoding: ColumnEncoding, aggregate: Aggregate) -> FeatureSet:
     _check_columns(table, ["y", "patient_id", "weight"])
     return FeatureSet(
         encoding.features(table),
         table["y"].to_numpy(dtype=np.int64),
         table["patient_id"].to_numpy(dtype=np.str_),
         table["weight"].to_numpy(dtype=np.float64),
+        aggregate,
     )
 
 

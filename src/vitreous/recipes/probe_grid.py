@@ -7,7 +7,7 @@ come from streams of its own seed (see :mod:`vitreous.recipes.batches`), so that
 but the last bits of the arithmetic; the same call gives the same bytes on one machine with one number of
 threads.
 
-Axes: N row (volume), D feature, C class, Q class-weight policy.
+Axes: N row (volume), D feature, C class, Q class-weight policy, U what is scored: participant or row.
 """
 
 from collections.abc import Sequence
@@ -61,8 +61,8 @@ def fit_probe_grid(
     check_feature_sets(train, val, num_classes)
     _check_members(members, settings)
     policies = list(dict.fromkeys(member.class_weights for member in members))
-    y_P = train.per_participant()[1]
-    class_weight_QC = np.stack([class_weight_vector(policy, y_P, num_classes) for policy in policies])
+    y_U = train.scored()[0]
+    class_weight_QC = np.stack([class_weight_vector(policy, y_U, num_classes) for policy in policies])
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
     place = torch.device(device)
     train_rows = build_rows(train, standardiser.apply(train.features_ND), class_weight_QC, dtype=dtype, device=place)

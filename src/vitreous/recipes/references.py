@@ -82,7 +82,7 @@ def fit_logistic_sweep(
     check_feature_sets(train, val, num_classes)
     if not Cs or any(not (np.isfinite(C) and C > 0) for C in Cs):
         raise ValueError(f"Cs must be positive and finite, at least one; got {list(Cs)}.")
-    class_weight_C = class_weight_vector(class_weights, train.per_participant()[1], num_classes)
+    class_weight_C = class_weight_vector(class_weights, train.scored()[0], num_classes)
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
     x_ND, weight_N = standardiser.apply(train.features_ND), train.weight_N * class_weight_C[train.y_N]
     scorer = PatientScorer(val, num_classes)
@@ -135,7 +135,7 @@ def fit_knn_sweep(
         raise ValueError(f"ks must lie in 1…{len(train.y_N)} (training rows), at least one; got {list(ks)}.")
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean'; got {metric!r}.")
-    class_weight_C = class_weight_vector(class_weights, train.per_participant()[1], num_classes)
+    class_weight_C = class_weight_vector(class_weights, train.scored()[0], num_classes)
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
     train_MD = standardiser.apply(train.features_ND).astype(np.float32, order="C")
     vote_MC = np.eye(num_classes)[train.y_N] * (train.weight_N * class_weight_C[train.y_N])[:, None]

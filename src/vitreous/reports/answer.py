@@ -23,7 +23,7 @@ def answer_sentences(leaderboard: Leaderboard) -> list[str]:
         return _floor_is_highest(leaderboard, best, candidates)
     others = [row for row in candidates if row.name != best.name]
     tied = [row.name for row in others if not leaderboard.comparison.is_better(best.name, row.name)]
-    number = f"{_number(best, leaderboard)} on {best.num_test_patients} test patients."
+    number = f"{_number(best, leaderboard)} on {leaderboard.test_size}."
     said = [f"{best.name} has the highest {title}, {number}" if tied else f"{best.name} is best: {title} {number}"]
     if tied:
         said.append(f"It cannot be told apart from {listed(tied)}: the difference may be chance.")

@@ -1,6 +1,6 @@
 """The leaderboard: one row per encoder and recipe, from predictions alone.
 
-Axes: C class, R resample, N row (one patient).
+Axes: C class, R resample, N row (one patient; or one sample, where samples are scored by themselves).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitreous.core.finding import Finding
-from vitreous.core.predictions import Predictions
+from vitreous.core.input_spec import Modality, item_noun
+from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.checks import (
@@ -65,11 +66,12 @@ class RowPredictions:
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """One printed row; every number is a mean over seeds, per patient.
+    """One printed row; every number is a mean over seeds, of patients or of samples.
 
     Args:
         rank: 1 + the number of rows significantly better; None where the metric is undefined.
         letters: two rows share one exactly when they cannot be told apart.
+        num_test_scored: rows that metrics count: as many as patients, or the samples.
         val: the metric on val.
         test: every metric on test, with its interval.
         seed_sd: standard deviation over seeds of the metric on test, undefined for one seed.
@@ -86,6 +88,7 @@ class LeaderboardRow:
     letters: str
     seeds: tuple[int, ...]
     num_test_patients: int
+    num_test_scored: int
     val: float | Undefined
     test: Mapping[str, Interval]
     seed_sd: float | Undefined
@@ -114,6 +117,9 @@ class Leaderboard:
         alpha: of the adjusted tests.
         num_resamples: of the intervals; `num_compared` of the paired tests, where many rows need more.
         findings: about the rows and the size of the test split.
+        aggregate: what metrics count: patients, or with ``none`` samples, of which intervals and tests then draw those
+            of one patient together.
+        modality: what a sample is.
     """
 
     rows: tuple[LeaderboardRow, ...]
@@ -126,6 +132,21 @@ class Leaderboard:
     num_compared: int
     findings: tuple[Finding, ...]
     comparison: Comparison
+    aggregate: Aggregate
+    modality: Modality
+
+    @property
+    def scored(self) -> str:
+        """What metrics count: ``patients``, ``images`` or ``volumes``."""
+        return item_noun(self.modality) if self.aggregate == "none" else "patients"
+
+    @property
+    def test_size(self) -> str:
+        """``48 test patients``, or ``90 test images of 48 patients``."""
+        row = self.rows[0]
+        if self.aggregate == "none":
+            return f"{row.num_test_scored} test {self.scored} of {row.num_test_patients} patients"
+        return f"{row.num_test_patients} test patients"
 
     @property
     def metric_title(self) -> str:
@@ -145,6 +166,8 @@ def build_leaderboard(
     num_resamples: int = NUM_RESAMPLES,
     level: float = 0.95,
     alpha: float = 0.05,
+    aggregate: Aggregate = "mean_probability",
+    modality: Modality = "volume",
 ) -> Leaderboard:
     """Score, resample and compare all rows on the same patients.
 
@@ -153,13 +176,14 @@ def build_leaderboard(
         seed: of the resamples' random stream.
         num_resamples: of the intervals. The paired tests draw more where Holm's correction over all pairs
             needs them; the first `num_resamples` are the same ones.
+        aggregate, modality: see :class:`Leaderboard`. Patients are resampled in either case.
     Raises:
         ValueError: no rows, two rows of one name, rows or seeds that are not about the same patients, seeds that
             differ between val and test.
     """
     _check_rows(rows, metric)
-    val = {row.name: [row.val[k].per_patient() for k in sorted(row.val)] for row in rows}
-    test = {row.name: [row.test[k].per_patient() for k in sorted(row.test)] for row in rows}
+    val = {row.name: [row.val[k].scored(aggregate) for k in sorted(row.val)] for row in rows}
+    test = {row.name: [row.test[k].scored(aggregate) for k in sorted(row.test)] for row in rows}
     check_same_rows({f"{row.name!r} seed {k}": one for row in rows for k, one in zip(sorted(row.test), test[row.name])})
     patient_id_N = test[rows[0].name][0].patient_id_N
     drawn = max(num_resamples, resamples_needed(len(rows), alpha))
@@ -177,7 +201,7 @@ def build_leaderboard(
     findings += find_flawless(test) + find_identical(test)
     return Leaderboard(
         tuple(built), metric, rows[0].test[min(rows[0].test)].classes, comparison.best, level, alpha, num_resamples,
-        drawn, tuple(findings), comparison,
+        drawn, tuple(findings), comparison, aggregate, modality,
     )  # fmt: skip
 
 
@@ -214,7 +238,8 @@ def _build_row(
         rank=comparison.rank[row.name],
         letters=comparison.letters[row.name],
         seeds=tuple(sorted(row.test)),
-        num_test_patients=len(test[0].patient_id_N),
+        num_test_patients=len(np.unique(test[0].patient_id_N)),
+        num_test_scored=len(test[0].patient_id_N),
         val=mean_scores(val)[metric],
         test=bootstrap_intervals(test, weights_RN, level),
         seed_sd=_seed_sd(test, metric),

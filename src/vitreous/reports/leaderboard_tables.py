@@ -58,11 +58,11 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
     title = leaderboard.metric_title
     percent = f"{leaderboard.level:.0%}"
     footnotes = Footnotes()
-    patients = leaderboard.rows[0].num_test_patients
+    together = f", whose {leaderboard.scored} are drawn together" if leaderboard.aggregate == "none" else ""
     lines = [
-        f"# Leaderboard: {title} on {patients} test patients", "",
-        f"Means over seeds with {percent} intervals from {leaderboard.num_resamples} resamples of patients. Rows that "
-        f"share a letter cannot be told apart (paired, Holm over all pairs, {leaderboard.alpha:g}); rank is 1 + the "
+        f"# Leaderboard: {title} on {leaderboard.test_size}", "",
+        f"Means over seeds with {percent} intervals from {leaderboard.num_resamples} resamples of patients{together}. "
+        f"Rows that share a letter cannot be told apart (paired, Holm over all pairs, {leaderboard.alpha:g}); rank is 1 + the "
         "number of rows significantly better.", "",
     ]  # fmt: skip
     others = [name for name in ("balanced_accuracy", "auroc", "accuracy", "macro_f1") if name != leaderboard.metric]
@@ -99,7 +99,7 @@ def render_terminal(leaderboard: Leaderboard) -> Table:
     footnotes = Footnotes()
     short = {"balanced_accuracy": "bal. acc.", "auroc": "AUROC", "accuracy": "acc.", "macro_f1": "F1",
              "macro_precision": "prec.", "macro_recall": "recall"}  # fmt: skip
-    title = f"{leaderboard.metric_title} on {leaderboard.rows[0].num_test_patients} test patients"
+    title = f"{leaderboard.metric_title} on {leaderboard.test_size}"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold",
                   caption_justify="left")  # fmt: skip
     extra = "auroc" if leaderboard.metric != "auroc" else "balanced_accuracy"
@@ -172,6 +172,7 @@ def _row_cells(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]
         "diff_to_best": row.to_best.value, "diff_to_best_low": row.to_best.low, "diff_to_best_high": row.to_best.high,
         "p": row.to_best.p, "p_holm": row.to_best.p_holm, "is_floor": int(row.is_floor),
         "trainable_parameters": row.trainable_parameters, "total_parameters": row.total_parameters,
+        **({"n_test_samples": row.num_test_scored} if leaderboard.aggregate == "none" else {}),
         "notes": "; ".join(row.notes),
     }  # fmt: skip
     reasons: dict[str, list[str]] = {}

@@ -19,6 +19,7 @@ import vitreous.reports.figures as figures
 from vitreous.core.errors import RunError
 from vitreous.core.files import write_text
 from vitreous.core.finding import Finding
+from vitreous.core.input_spec import item_noun
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.scores import CLASS_METRICS, METRICS
 from vitreous.reports.answer import answer_sentences
@@ -166,6 +167,7 @@ def report_html(data: ReportData) -> str:
         others=[name for name in ("balanced_accuracy", "auroc", "accuracy", "macro_f1") if name != leaderboard.metric],
         metrics=METRICS,
         class_metrics=CLASS_METRICS,
+        items=item_noun(leaderboard.modality),
         footnotes=footnotes,
         forest=Markup(figures.forest_plot_svg(leaderboard)),
         confusions=[

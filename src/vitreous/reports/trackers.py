@@ -20,8 +20,8 @@ from vitreous.reports.report import TrainingCurves
 
 TrackerKind = Literal["tensorboard", "wandb", "mlflow"]
 _ARTEFACTS = ("leaderboard.csv", "report.html")
-_SETTINGS = ("rank", "letters", "encoder", "recipe", "seeds", "n_test_patients", "trainable_parameters", "is_floor",
-             "notes", "undefined")  # fmt: skip
+_SETTINGS = ("rank", "letters", "encoder", "recipe", "seeds", "n_test_patients", "n_test_samples",
+             "trainable_parameters", "is_floor", "notes", "undefined")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def tracked_rows(leaderboard: Leaderboard, curves: Sequence[TrainingCurves]) -> 
             name: float(cell) for name, cell in cells.items()
             if name not in _SETTINGS and isinstance(cell, float)
         }  # fmt: skip
-        settings = {name: "" if cells[name] is None else str(cells[name]) for name in _SETTINGS}
+        settings = {name: "" if cells[name] is None else str(cells[name]) for name in _SETTINGS if name in cells}
         found = by_row.get(row.name)
         if found is not None:
             settings["chosen"] = found.setting

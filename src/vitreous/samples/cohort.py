@@ -10,6 +10,7 @@ import pandas as pd
 
 from vitreous.core.errors import SampleError
 from vitreous.core.finding import Finding
+from vitreous.samples.patients import patient_classes
 from vitreous.samples.problems import Problems
 
 Split = Literal["train", "val", "test"]
@@ -113,9 +114,17 @@ class Cohort:
         return replace(self, samples=samples.assign(split="test", y=SEALED), excluded=excluded)
 
     def patient_labels(self) -> pd.Series:
-        """Class index by patient, the test split's included: for splitting only, which needs every label."""
-        labels = self._all_labels()
-        return labels.groupby(self.samples["patient_id"].to_numpy()).first().astype("int64")
+        """Class index by patient, the test split's included: for splitting only, which needs every label.
+
+        Of a patient whose samples differ it is the highest; see :func:`~vitreous.samples.patients.patient_classes`.
+        """
+        return patient_classes(self.samples.assign(y=self._all_labels())).astype("int64").rename_axis(None)
+
+    def mixed_labels(self) -> pd.Series:
+        """Class index by sample, of the patients whose samples differ: for fingerprints only; empty where none do."""
+        labels = self._all_labels().set_axis(self.samples["sample_id"])
+        several = self.samples.assign(y=labels.to_numpy()).groupby("patient_id")["y"].transform("nunique") > 1
+        return labels[several.to_numpy()]
 
     def _all_labels(self) -> pd.Series:
         labels = self.sealed._by_sample
@@ -164,7 +173,7 @@ def _check_splits(samples: pd.DataFrame, classes: Sequence[str], where: str) -> 
     """Refuse what no study can use; tell what makes metrics undefined."""
     problems = Problems(where)
     findings: list[Finding] = []
-    patients = samples.drop_duplicates("patient_id")
+    patients = samples.drop_duplicates(["patient_id", "y"])  # a patient stands for each class of his samples
     table = pd.crosstab(patients["split"], patients["y"]).reindex(
         index=list(SPLITS), columns=range(len(classes)), fill_value=0
     )

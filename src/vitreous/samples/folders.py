@@ -10,7 +10,7 @@ import pandas as pd
 from vitreous.core.finding import Finding
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, SPLITS, Cohort, seal
 from vitreous.samples.image_files import is_image_name
-from vitreous.samples.patients import check_agreement, check_ids, patients_are_rows
+from vitreous.samples.patients import check_agreement, check_ids, patient_classes, patients_are_rows
 from vitreous.samples.problems import Problems, examples
 from vitreous.samples.selection import exclude
 from vitreous.samples.splits import FractionSplit, ValFraction, fraction_split, val_split
@@ -27,6 +27,7 @@ def load_image_folders(
     split: FractionSplit | ValFraction | None = None,
     patient_pattern: str | None = None,
     ignore: Sequence[str] = (),
+    one_label: bool = True,
     name: str,
 ) -> Cohort:
     """One sample for each image file: ``<split>/<class>/…`` or ``<class>/…``, with any folders below the class.
@@ -43,6 +44,7 @@ def load_image_folders(
         patient_pattern: searched in the file name; its group ``patient`` is the id. Without it every image is a
             patient of its own, and a finding says so.
         ignore: class folders that are left out, by rule.
+        one_label: all images of a patient must have the same label.
         name: of the root, for error texts.
     Raises:
         SampleError: a folder is no class or split, a name does not fit the pattern, a patient stands in two splits, a
@@ -83,7 +85,7 @@ def load_image_folders(
         rows.loc[live, "patient_id"] = _read_patients(names[live], patient_pattern, rows["relative"], problems)
     _draw_splits(rows, split)
     kept = rows.loc[rows["rule"] == ""]
-    check_agreement(kept, problems, "Metrics are by patient, so all images of one need one label and one split.")
+    check_agreement(kept, problems, one_label=one_label)
     problems.check_none()
     findings = _left_out(rows)
     if patient_pattern is None:
@@ -154,7 +156,7 @@ def _draw_splits(rows: pd.DataFrame, split: FractionSplit | ValFraction | None) 
         return
     live = rows.loc[rows["rule"] == ""]
     part = live if isinstance(split, FractionSplit) else live.loc[live["split"] == "train"]
-    labels = part.groupby("patient_id")["y"].first()
+    labels = patient_classes(part)
     drawn = fraction_split(labels, split) if isinstance(split, FractionSplit) else val_split(labels, split)
     rows.loc[part.index, "split"] = part["patient_id"].map(drawn)
 

@@ -15,7 +15,7 @@ from vitreous.samples.choices import Filter, choose_rows
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, Cohort, seal
 from vitreous.samples.identifiers import match_spelling
 from vitreous.samples.image_files import FoundImages, find_images, match_names, without_suffix
-from vitreous.samples.patients import check_agreement, check_ids, patients_are_rows
+from vitreous.samples.patients import check_agreement, check_ids, patient_classes, patients_are_rows
 from vitreous.samples.problems import Problems, examples
 from vitreous.samples.selection import exclude
 from vitreous.samples.splits import (
@@ -35,7 +35,6 @@ _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 _UNKNOWN = "unknown"
 _OWN_NAMES = {*SAMPLE_COLUMNS, "class", "rule", "detail", "image", "of_table"}
 _PATIENT_REMEDY = "Give data.patient, the column of patient ids, if the table has one."
-_ONE_LABEL = "Metrics are by patient, so all images of one need the same."
 
 
 def load_image_table(
@@ -51,6 +50,7 @@ def load_image_table(
     where: Filter | None = None,
     domains: Sequence[str] = (),
     table_names: str | Mapping[str, str] | None = None,
+    one_label: bool = True,
 ) -> Cohort:
     """Join rows and files, check both, and seal the labels of the test split.
 
@@ -70,6 +70,7 @@ def load_image_table(
         where: column → value or values; other rows are left out.
         domains: columns of the table.
         table_names: what the user calls the tables, where they are staged copies.
+        one_label: all images of a patient must have the same label.
     Raises:
         SampleError: columns are missing, labels or splits unknown or contradictory, an id means two files, ids differ
             only in spelling, a split is empty, or a class has no training patient. All that can be told at once is.
@@ -103,7 +104,7 @@ def load_image_table(
         rows[domain] = rows[domain].where(~is_missing(rows[domain]), _UNKNOWN)
     findings += _exclude_duplicates(rows, domains, problems)
     _draw_splits(rows, split)
-    check_agreement(rows.loc[rows["rule"] == ""], problems, _ONE_LABEL)
+    check_agreement(rows.loc[rows["rule"] == ""], problems, one_label=one_label)
     problems.check_none()
     kept = rows.loc[rows["rule"] == ""].assign(item=-1, weight=1.0)
     return seal(
@@ -307,11 +308,11 @@ def _exclude_duplicates(rows: pd.DataFrame, domains: Sequence[str], problems: Pr
 def _draw_splits(rows: pd.DataFrame, split: SplitSource | None) -> None:
     live = rows.loc[rows["rule"] == ""]
     if isinstance(split, FractionSplit):
-        drawn = fraction_split(live.groupby("patient_id")["y"].first(), split)
+        drawn = fraction_split(patient_classes(live), split)
         rows.loc[live.index, "split"] = live["patient_id"].map(drawn)
     elif isinstance(split, ValFraction):
         train = live.loc[live["split"] == "train"]
-        drawn = val_split(train.groupby("patient_id")["y"].first(), split)
+        drawn = val_split(patient_classes(train), split)
         rows.loc[train.index, "split"] = train["patient_id"].map(drawn)
 
 

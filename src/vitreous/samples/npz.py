@@ -28,6 +28,7 @@ def load_npz_cohort(
     patients: str | None = None,
     item_axes: str | None = None,
     name: str | None = None,
+    one_label: bool = True,
 ) -> Cohort:
     """One sample for each row of ``<split>_images``; labels are ``<split>_labels``, (N,) or (N, 1) class indices.
 
@@ -37,6 +38,7 @@ def load_npz_cohort(
             row is a patient of its own, and a finding says so.
         item_axes: letters of the axes of an item, such as DHW or HWC; an array of another number is refused.
         name: what the user calls the file, where `path` is a staged copy.
+        one_label: all items of a patient must have the same label.
     Raises:
         SampleError: the file is no npz, an array is missing, lengths differ, a label has no class, a patient stands in
             two splits, a split is empty, or a class has no training sample. All that can be told at once is.
@@ -55,7 +57,7 @@ def load_npz_cohort(
         raise SampleError(f"{name}: cannot be read as an npz file ({error}).") from error
     problems.check_none()
     samples = pd.concat(frames, ignore_index=True)
-    check_agreement(samples, problems)
+    check_agreement(samples, problems, one_label=one_label)
     problems.check_none()
     status = path.stat()
     samples = samples.assign(size=status.st_size, etag="", weight=1.0)

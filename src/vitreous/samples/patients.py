@@ -25,22 +25,40 @@ def check_ids(ids: pd.Series, problems: Problems) -> None:
         )
 
 
-def check_agreement(samples: pd.DataFrame, problems: Problems, remedy: str = "") -> None:
+def check_agreement(samples: pd.DataFrame, problems: Problems, *, one_label: bool = True) -> None:
     """Note patients whose items stand in different splits or have different labels.
 
     Args:
         samples: ``patient_id``, ``split``, ``y``; rows with an empty id are passed over.
-        remedy: a sentence that ends what is noted.
+        one_label: False where items are scored by themselves, so that a patient's may differ in their labels.
     """
     known = samples.loc[samples["patient_id"] != ""]
-    for column, what in (("split", "splits"), ("y", "labels")):
+    remedies = {"split": "A patient is in one split: what is learned of one item helps with the others."}
+    if one_label:
+        remedies["y"] = (
+            "Metrics are by patient, so all items of one need the same; set data.aggregate: none to score each item "
+            "by itself."
+        )
+    for column, remedy in remedies.items():
         several = known.groupby("patient_id")[column].nunique()
         contradictory = several.index[several > 1]
         if len(contradictory):
+            what = "splits" if column == "split" else "labels"
             problems.add(
-                f"{len(contradictory)} patients have items with different {what}: {examples(contradictory)}."
-                f"{f' {remedy}' if remedy else ''}"
+                f"{len(contradictory)} patients have items with different {what}: {examples(contradictory)}. {remedy}"
             )
+
+
+def patient_classes(samples: pd.DataFrame) -> pd.Series:
+    """Class index by patient, by which splits are stratified: the highest of the patient's items.
+
+    Where the items of a patient differ, as two eyes may, classes in the order of severity make it the worse one. Such
+    a patient stands for that class alone, so the shares of the other classes come out less even.
+
+    Args:
+        samples: ``patient_id`` and ``y``.
+    """
+    return samples.groupby("patient_id")["y"].max()
 
 
 def patients_are_rows(name: str, remedy: str) -> Finding:

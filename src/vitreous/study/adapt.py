@@ -20,7 +20,7 @@ from vitreous.core.errors import RunError
 from vitreous.core.files import replacing, write_json
 from vitreous.core.finding import Finding
 from vitreous.core.fingerprints import fingerprint, hash_bytes
-from vitreous.core.predictions import Predictions
+from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.progress import progress_bar
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.scores import score_predictions
@@ -90,12 +90,13 @@ def _adapt(
     folders = {seed: directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for seed in row.seeds}
     if all(is_finished(folder, unit) for folder in folders.values()):
         return
-    train = feature_set(partition, "train", features.samples, matrix_ND)
-    val = feature_set(partition, "val", features.samples, matrix_ND)
+    aggregate = config.data.aggregate
+    train = feature_set(partition, "train", features.samples, matrix_ND, aggregate)
+    val = feature_set(partition, "val", features.samples, matrix_ND, aggregate)
     val_ids = features.samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
     fitted = _fit(row, train, val, len(config.data.classes), device)
     val_preds = [_predict(one, val, val_ids, config.data.classes) for one in fitted]
-    scores = [score_on_val(predictions, config.metric) for predictions in val_preds]
+    scores = [score_on_val(predictions, config.metric, aggregate) for predictions in val_preds]
     chosen = select_member(fitted, scores)
     some_folder = next(iter(folders.values())).parent
     _write_selection(some_folder, fitted, scores, chosen)
@@ -170,12 +171,12 @@ def _predict(
     return Predictions(val_ids, val.patient_id_N, val.y_N, one.predict_logits(val.features_ND), classes)
 
 
-def score_on_val(predictions: Predictions | None, metric: str) -> float | Undefined:
-    """The study's metric per patient; Undefined for a member that diverged."""
+def score_on_val(predictions: Predictions | None, metric: str, aggregate: Aggregate) -> float | Undefined:
+    """The study's metric of what it scores; Undefined for a member that diverged."""
     if predictions is None:
         return Undefined("training diverged")
-    patients = predictions.per_patient()
-    return score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)[metric]
+    scored = predictions.scored(aggregate)
+    return score_predictions(scored.y_true_N, scored.probs_NC, scored.classes)[metric]
 
 
 def _write_selection(

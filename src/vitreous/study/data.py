@@ -164,15 +164,19 @@ def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:
             store = ObjectStore(location.parent, s3_options(config))
             info = store.head(location.name)
             cohort = load_npz_cohort(
-                cache.fetch(store, info), data.classes, patients=data.patient, item_axes=data.axes, name=data.table
+                cache.fetch(store, info),
+                data.classes,
+                patients=data.patient,
+                item_axes=data.axes,
+                name=data.table,
+                one_label=data.aggregate != "none",
             )
             # the arrays are as new as their file: another file under the same path is another cohort
             cohort.samples["etag"] = info.etag
             infos = dict.fromkeys(cohort.samples["relative"].unique(), info)
             declared = DeclaredAxes(axes=data.axes, spacing_mm=data.spacing_mm)
             max_bytes = int(data.max_volume_gb * _GB)
-            modality: Modality = "image" if data.is_image else "volume"
-            return OpenedData(cohort, infos, store, cache, declared, max_bytes, modality)
+            return OpenedData(cohort, infos, store, cache, declared, max_bytes, data.modality)
         case CsvData() | FolderData():
             return _open_images(config, data, cache, keep_listing=keep_listing)
         case _:
@@ -199,10 +203,11 @@ def _open_images(
             split=_drawn_split(data.split),
             patient_pattern=data.patient_pattern,
             ignore=data.ignore,
+            one_label=data.aggregate != "none",
             name=data.files,
         )
     max_bytes = int(data.max_image_mb * _MB)
-    return OpenedData(cohort, _used(cohort, listings), store, cache, DeclaredAxes(), max_bytes, "image")
+    return OpenedData(cohort, _used(cohort, listings), store, cache, DeclaredAxes(), max_bytes, data.modality)
 
 
 def _one_store(stores: Sequence[ObjectStore]) -> ObjectStore:
@@ -268,6 +273,7 @@ def _open_csv(
         where=data.where,
         domains=data.domains,
         table_names=names if is_each else names[""],
+        one_label=data.aggregate != "none",
     )
 
 

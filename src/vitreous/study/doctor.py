@@ -14,6 +14,7 @@ from vitreous.config.compose import load_study, packaged_studies
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import InputError, StorageError, UserError, VitreousError
 from vitreous.core.finding import Finding
+from vitreous.core.input_spec import Modality, item_noun
 from vitreous.diagnosis.small_probe import find_unlearnable
 from vitreous.diagnosis.volumes import find_volume_outliers, summarise_volumes
 from vitreous.features.encode import Request
@@ -31,7 +32,7 @@ from vitreous.study.rows import read_kept_rows
 from vitreous.study.run_directory import RunDirectory, kept_study
 from vitreous.study.runtime import Runtime, resolve_runtime
 
-_SURVEYED = 24  # volumes decoded for the statistics of the cohort
+_SURVEYED = 24  # volumes or images decoded for the statistics of the cohort
 _PROBED = 8
 _RESOLVED = 5
 _MARKS = {"info": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[red]error[/]  "}
@@ -78,10 +79,12 @@ def examine_study(config: StudyConfig) -> Iterator[Finding]:
         partition = make_partitions(data.cohort, config.folds)[0]
         yield from _survey(data, partition, decoded)
     except VitreousError as error:
-        yield Finding("survey", "error", "The volumes cannot be surveyed.", str(error), "Mend this, then run again.")
+        title = f"The {item_noun(data.modality)} cannot be surveyed."
+        yield Finding("survey", "error", title, str(error), "Mend this, then run again.")
         return
     if not decoded:
-        yield Finding("small_probe", "error", "No volume of the training split can be used.", "", "Mend these files.")
+        title = f"No {item_noun(data.modality, 1)} of the training split can be used."
+        yield Finding("small_probe", "error", title, "", "Mend these files.")
         return
     for opened in encoders:
         try:
@@ -122,11 +125,11 @@ def _resolve_some(data: OpenedData) -> Finding:
 
 
 def _survey(data: OpenedData, partition: Partition, kept_inputs: dict[str, Decoded]) -> Iterator[Finding]:
-    """Decode some volumes, spread over the cohort, and the few that the small probe needs."""
+    """Decode some inputs, spread over the cohort, and the few that the small probe needs."""
     samples = data.cohort.samples
     spread = np.unique(np.linspace(0, len(samples) - 1, _SURVEYED).astype(int))
     probed = _eight_rows(data, partition)
-    kept = set(samples["sample_id"].iloc[probed])  # a whole survey of decoded volumes may not fit into memory
+    kept = set(samples["sample_id"].iloc[probed])  # a whole survey of decoded inputs may not fit into memory
     wanted = sorted({*spread.tolist(), *probed})
     chosen = samples.iloc[wanted]
     requests = [
@@ -156,15 +159,15 @@ def _survey(data: OpenedData, partition: Partition, kept_inputs: dict[str, Decod
         )
     if not rows:
         return
-    title = f"{len(rows)} of {len(samples)} volumes decoded"
-    yield from _describe_volumes(pd.DataFrame.from_dict(rows, orient="index"), title)
+    title = f"{len(rows)} of {len(samples)} {item_noun(data.modality)} decoded"
+    yield from _describe_inputs(pd.DataFrame.from_dict(rows, orient="index"), title, data.modality)
 
 
-def _describe_volumes(statistics: pd.DataFrame, title: str) -> Iterator[Finding]:
+def _describe_inputs(statistics: pd.DataFrame, title: str, modality: Modality) -> Iterator[Finding]:
     table = summarise_volumes(statistics)
     shown = "; ".join(f"{name} {row['min']:.4g}…{row['median']:.4g}…{row['max']:.4g}" for name, row in table.iterrows())
-    yield Finding("volumes", "info", f"{title} (minimum…median…maximum).", shown)
-    yield from find_volume_outliers(statistics)
+    yield Finding(item_noun(modality), "info", f"{title} (minimum…median…maximum).", shown)
+    yield from find_volume_outliers(statistics, modality)
 
 
 def _describe(decoded: Decoded, tensor_CDHW: Any) -> dict[str, Any]:
@@ -194,7 +197,7 @@ def _try_encoder(
     partition: Partition,
     decoded: dict[str, Decoded],
 ) -> Iterator[Finding]:
-    """One volume through preprocessing and encoder, then the small probe."""
+    """One input through preprocessing and encoder, then the small probe."""
     import torch
 
     samples = data.cohort.samples
@@ -208,9 +211,9 @@ def _try_encoder(
             yield Finding(
                 "preprocess",
                 "error",
-                f"{opened.name} cannot use a volume of this cohort.",
+                f"{opened.name} cannot use this cohort's {item_noun(data.modality)}.",
                 str(error),
-                f"Set data.spacing_mm, or encoders.{opened.name}.input.",
+                f"Set {'data.spacing_mm, or ' if data.modality == 'volume' else ''}encoders.{opened.name}.input.",
             )
             return
         with torch.inference_mode():
@@ -219,9 +222,9 @@ def _try_encoder(
         if not features:
             facts = _describe(one, tensor_CDHW)
             yield Finding(
-                "one_volume",
+                f"one_{data.modality}",
                 "info",
-                f"{opened.name}: one volume through decode, preprocessing and encoder.",
+                f"{opened.name}: one {item_noun(data.modality, 1)} through decode, preprocessing and encoder.",
                 f"{facts} → tokens {tuple(tokens.tokens_BND.shape)} → features {tuple(pooled_1D.shape)}",
             )
         if not bool(torch.isfinite(pooled_1D).all()):
@@ -264,12 +267,13 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
         yield Finding(
             "lost_patients",
             "warning",
-            "Some participants have no usable volume and are not scored.",
+            f"Some participants have no usable {item_noun(config.data.modality, 1)} and are not scored.",
             str(account["patients_without_usable_volume"]),
             f"See {directory.data_errors}.",
         )
-    volumes = _volumes_of(directory)
-    yield from _describe_volumes(volumes, f"{len(volumes)} volumes")
+    statistics = _statistics_of(directory)
+    title = f"{len(statistics)} {item_noun(config.data.modality, len(statistics))}"
+    yield from _describe_inputs(statistics, title, config.data.modality)
     leaderboard = leaderboard_of(directory, config)
     yield from leaderboard.findings
     for row in leaderboard.rows:
@@ -295,8 +299,8 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
                 )
 
 
-def _volumes_of(directory: RunDirectory) -> pd.DataFrame:
-    """Statistics of every encoded volume of a run, by sample id."""
+def _statistics_of(directory: RunDirectory) -> pd.DataFrame:
+    """Statistics of every encoded volume or image of a run, by sample id."""
     manifest = pd.read_parquet(directory.manifest)
     encoded = manifest[manifest["fate"] == "encoded"].set_index("sample_id")
     columns = [column for column in encoded.columns if column.startswith("volume_")]

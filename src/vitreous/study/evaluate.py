@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitreous.config.data import Data
 from vitreous.config.study import StudyConfig
 from vitreous.core.files import write_json, write_text
 from vitreous.core.fingerprints import hash_file
+from vitreous.core.input_spec import item_noun
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.scores import confusion_matrix, score_predictions
@@ -57,7 +59,7 @@ def evaluate_all(
             _test_logits(row, folder, features, test_rows, ids.tolist(), config.data.classes),
             config.data.classes,
         )
-        _write_scores(folder, test)
+        _write_scores(folder, test, config.data)
 
 
 def _test_logits(
@@ -75,22 +77,29 @@ def _test_logits(
     return probe_logits(read_tensors(folder), features_ND)
 
 
-def _write_scores(folder: Path, test: Predictions) -> None:
-    patients = test.per_patient()
-    val = Predictions.read(folder / "val_preds.parquet", test.classes).per_patient()
+def _write_scores(folder: Path, test: Predictions, data: Data) -> None:
+    scored = test.scored(data.aggregate)
+    val = Predictions.read(folder / "val_preds.parquet", test.classes).scored(data.aggregate)
     test.write(folder / "test_preds.parquet")
-    patients.write(folder / "test_preds_patient.parquet")
-    matrix_CC = confusion_matrix(patients.y_true_N, patients.y_pred_N, len(test.classes))
+    patients = {}
+    if scored.is_per_patient:
+        scored.write(folder / "test_preds_patient.parquet")
+    else:
+        patients = {
+            f"n_{split}_patients": len(np.unique(one.patient_id_N)) for split, one in (("val", val), ("test", scored))
+        }
+    matrix_CC = confusion_matrix(scored.y_true_N, scored.y_pred_N, len(test.classes))
     write_text(folder / "confusion_matrix.svg", confusion_matrix_svg(matrix_CC.tolist(), test.classes))
     write_json(
         folder / "metrics.json",
         {
             "schema_version": 1,
-            "unit": "participants",
+            "unit": "participants" if scored.is_per_patient else item_noun(data.modality),
             "n_val": len(val.y_true_N),
-            "n_test": len(patients.y_true_N),
+            "n_test": len(scored.y_true_N),
+            **patients,
             "val": _plain(score_predictions(val.y_true_N, val.probs_NC, val.classes)),
-            "test": _plain(score_predictions(patients.y_true_N, patients.probs_NC, patients.classes)),
+            "test": _plain(score_predictions(scored.y_true_N, scored.probs_NC, scored.classes)),
             "test_confusion": matrix_CC.tolist(),
         },
     )

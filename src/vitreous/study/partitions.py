@@ -85,7 +85,7 @@ def check_partitions(partitions: Sequence[Partition], classes: Sequence[str]) ->
         for split in ("train", "val", "test"):
             rows = partition.rows(split)
             if len(rows) == 0:
-                problems.append(f"{where}no usable volume is left in {split}")
+                problems.append(f"{where}no usable file is left in {split}")
             elif split != "test":
                 left = set(partition.y_N[rows].tolist())
                 gone = [name for index, name in enumerate(classes) if index not in left]

@@ -16,7 +16,7 @@ from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import LinearProbe, MlpProbe
 from vitreous.config.study import KFolds, StudyConfig
 from vitreous.core.finding import Finding
-from vitreous.core.input_spec import ImageSpec
+from vitreous.core.input_spec import ImageSpec, item_noun
 from vitreous.encoders.encoder import Encoder
 from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory
 from vitreous.study.account import count_participants, pivot_counts
@@ -104,7 +104,7 @@ class Plan:
 
 
 def make_plan(config: StudyConfig) -> Plan:
-    """Check everything that can be checked without reading a volume.
+    """Check everything that can be checked without reading a volume or image.
 
     Raises:
         UserError: what `run` would refuse.
@@ -248,13 +248,14 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
     """Show the plan in the terminal."""
     config = load_study(study, overrides)
     plan = make_plan(config)
+    noun = item_noun(config.data.modality)
     console = Console()
     console.print(
-        f"[bold]{config.name}[/]  {plan.num_patients} participants, {plan.num_samples} volumes, "
+        f"[bold]{config.name}[/]  {plan.num_patients} participants, {plan.num_samples} {noun}, "
         f"{plan.num_files} files, {_size(plan.num_bytes)}",
         highlight=False,
     )
-    for table in _counts_tables(plan.counts):
+    for table in _counts_tables(plan.counts, noun):
         console.print(table)
     if plan.excluded:
         console.print(_excluded_table(plan.excluded))
@@ -292,10 +293,10 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
     )
 
 
-def _counts_tables(counts: pd.DataFrame) -> list[Table]:
+def _counts_tables(counts: pd.DataFrame, noun: str) -> list[Table]:
     tables = []
     for heads, rows in pivot_counts(counts):
-        title = f"Participants (volumes) by {heads[0]}"
+        title = f"Participants ({noun}) by {heads[0]}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column(heads[0], overflow="fold")
         for split in heads[1:]:

@@ -40,6 +40,8 @@ def cohort_fingerprint(cohort: Cohort) -> str:
     if (cohort.samples["split"] == "").all():
         # with folds every label trains in some round
         values["labels"] = cohort.patient_labels().tolist()
+        if len(mixed := cohort.mixed_labels()):
+            values["mixed_labels"] = [mixed.index.tolist(), mixed.tolist()]
     return fingerprint(values)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import UserError
 from vitreous.core.finding import Finding
+from vitreous.core.input_spec import Modality, item_noun
 from vitreous.core.privacy import load_id_key
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_leaderboard
 from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
@@ -30,12 +31,18 @@ _NO_PATIENTS = "patients_are_rows"
 
 def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
     """The leaderboard of a finished run, from its predictions."""
+    return _build_leaderboard(read_rows(directory, config), config)
+
+
+def _build_leaderboard(rows: Sequence[RowPredictions], config: StudyConfig) -> Leaderboard:
     return build_leaderboard(
-        read_rows(directory, config),
+        rows,
         metric=config.metric,
         seed=config.intervals.seed,
         num_resamples=config.intervals.resamples,
         level=config.intervals.level,
+        aggregate=config.data.aggregate,
+        modality=config.data.modality,
     )
 
 
@@ -76,13 +83,13 @@ def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Lead
             EncoderReport(name, receipt["is_floor"], receipt, receipt["input_spec"], tuple(receipt["overridden"]))
             for name, receipt in receipts.items()
         ),
-        counts=_count_tables(pd.read_csv(directory.root / "counts.csv", dtype=str, keep_default_na=False)),
+        counts=_count_tables(directory, config.data.modality),
         curves=tuple(_curves(directory, row) for row in kept if _has_curves(directory, row)),
         quarantined=keyed_rows(quarantined, load_id_key()),
         findings=(
             *(f for f in findings if f.code != _NO_PATIENTS),
             *_choice_findings(directory, kept),
-            *_lost_patients(account),
+            *_lost_patients(account, config.data.modality),
         ),
         banners=tuple(f.title for f in findings if f.code == _NO_PATIENTS),
         looks=tuple(vars(look) for look in Ledger(directory.ledger).looks()),
@@ -92,9 +99,10 @@ def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Lead
     )
 
 
-def _count_tables(counts: pd.DataFrame) -> tuple[Table, ...]:
+def _count_tables(directory: RunDirectory, modality: Modality) -> tuple[Table, ...]:
+    counts = pd.read_csv(directory.root / "counts.csv", dtype=str, keep_default_na=False)
     return tuple(
-        Table(f"Participants (volumes) by {heads[0]}", tuple(heads), tuple(tuple(row) for row in rows))
+        Table(f"Participants ({item_noun(modality)}) by {heads[0]}", tuple(heads), tuple(tuple(row) for row in rows))
         for heads, rows in pivot_counts(counts)
     )
 
@@ -137,7 +145,7 @@ def _choice_findings(directory: RunDirectory, kept: Sequence[KeptRow]) -> list[F
     ]
 
 
-def _lost_patients(account: Mapping[str, Any]) -> list[Finding]:
+def _lost_patients(account: Mapping[str, Any], modality: Modality) -> list[Finding]:
     lost = account["patients_without_usable_volume"]
     if not lost:
         return []
@@ -145,7 +153,7 @@ def _lost_patients(account: Mapping[str, Any]) -> list[Finding]:
         Finding(
             "lost_patients",
             "warning",
-            "Some participants have no usable volume, so no prediction was made for them.",
+            f"Some participants have no usable {item_noun(modality, 1)}, so no prediction was made for them.",
             ", ".join(f"{split}: {count}" for split, count in lost.items()),
             "See data_errors.csv in the run directory.",
         )
@@ -160,6 +168,10 @@ def print_report(run_dir: Path) -> None:
     console.print(f"report  {directory.report}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _what_is_scored(config: StudyConfig) -> tuple[str, tuple[str, ...], str]:
+    return config.metric, config.data.classes, config.data.aggregate
+
+
 def print_joint_leaderboard(root: Path, folders: Sequence[Path], console: Console) -> None:
     """One leaderboard over several finished runs of one study; each row's name says which run it is of.
 
@@ -172,18 +184,15 @@ def print_joint_leaderboard(root: Path, folders: Sequence[Path], console: Consol
         raise UserError(f"{root}: no job has finished; see the messages above.")
     first = next(iter(configs.values()))
     for folder, config in configs.items():
-        if (config.metric, config.data.classes) != (first.metric, first.data.classes):
-            raise UserError(f"{folder}: metric or classes differ from those of {folders[0]}; look at each leaderboard.")
+        if _what_is_scored(config) != _what_is_scored(first):
+            raise UserError(
+                f"{folder}: metric, classes or data.aggregate differ from those of {folders[0]}; look at each "
+                "leaderboard."
+            )
         for row in read_rows(RunDirectory(folder), config):
             rows.append(replace(row, recipe=f"{row.recipe} [{folder.name}]"))
     try:
-        leaderboard = build_leaderboard(
-            rows,
-            metric=first.metric,
-            seed=first.intervals.seed,
-            num_resamples=first.intervals.resamples,
-            level=first.intervals.level,
-        )
+        leaderboard = _build_leaderboard(rows, first)
     except ValueError as error:
         raise UserError(
             f"{root}: the jobs cannot stand in one leaderboard: {error}. Each job has its own in its folder."
