@@ -195,6 +195,21 @@ def transfer(
     print_transfer(run_dir, on, options=options, rows=rows or [], ordered=ordered, fit_share=fit_share)
 
 
+@app.command()
+def search(
+    study: StudyArgument,
+    overrides: OverridesArgument = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials in all, those of earlier starts included.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that run trials at the same time.")] = 1,
+) -> None:
+    """Values of a recipe's keys, chosen on val; test is not read. The same command resumes."""
+    from vitreous.study.search import print_search
+
+    print_search(study, overrides or [], trials=trials, workers=workers)
+
+
 @data.command()
 def verify(
     study: StudyArgument,

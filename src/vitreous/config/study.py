@@ -16,6 +16,9 @@ from pydantic import (
 from vitreous.config.data import Data
 from vitreous.config.model import Frozen
 from vitreous.config.recipes import Recipe
+from vitreous.config.search import SearchConfig
+from vitreous.config.search_space import Search, resolve_search
+from vitreous.core.errors import ConfigError
 
 # names become folders of the run directory
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -182,6 +185,7 @@ class StudyConfig(Frozen):
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     features: Features = Features()
     intervals: Intervals = Intervals()
+    search: SearchConfig | None = None
     device: Literal["auto", "cpu", "cuda", "mps", "xla"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
@@ -194,8 +198,10 @@ class StudyConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the split that folds replace."""
+        """Without the split that folds replace, and without a search where there is none."""
         values: dict[str, Any] = dump(self)
+        if self.search is None:
+            values.pop("search", None)
         if self.folds is not None:
             values["data"].pop("split", None)
         return values
@@ -248,9 +254,32 @@ class StudyConfig(Frozen):
                 )
             if self.folds is not None and isinstance(self.data.table, dict):
                 problems.append("data.table is given for each split; folds need one table of everybody")
+        if self.search is not None:
+            problems += self._resolve_search(self.search)[1]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def resolved_search(self) -> Search:
+        """What `vitreous search` searches; a study without `search` takes the defaults.
+
+        Raises:
+            ConfigError: with every reason why it cannot be searched.
+        """
+        search, problems = self._resolve_search(self.search or SearchConfig())
+        if search is None:
+            raise ConfigError(problems)
+        return search
+
+    def _resolve_search(self, settings: SearchConfig) -> tuple[Search | None, list[str]]:
+        return resolve_search(
+            settings,
+            encoders={name: encoder.random is not None for name, encoder in self.encoders.items()},
+            recipes=self.recipes,
+            num_seeds=len(self.seeds),
+            num_classes=len(self.data.classes),
+            has_folds=self.folds is not None,
+        )
 
 
 # Keys that say where things are kept or shown, not what is computed: a run continues under other values of them.

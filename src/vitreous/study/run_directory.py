@@ -97,8 +97,8 @@ def kept_study(directory: RunDirectory) -> StudyConfig:
 
 
 def resolved_settings(config: StudyConfig) -> dict[str, Any]:
-    """Every key of the study with the value it took, as plain values."""
-    return config.model_dump(mode="json")
+    """Every key of the study with the value it took, as plain values; not `search`, which a run does not read."""
+    return config.model_dump(mode="json", exclude={"search"})
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
