@@ -62,8 +62,8 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
     lines = [
         f"# Leaderboard: {title} on {leaderboard.test_size}", "",
         f"Means over seeds with {percent} intervals from {leaderboard.num_resamples} resamples of patients{together}. "
-        f"Rows that share a letter cannot be told apart (paired, Holm over all pairs, {leaderboard.alpha:g}); rank is 1 + the "
-        "number of rows significantly better.", "",
+        f"Rows that share a letter cannot be told apart (paired, Holm over all pairs, {leaderboard.alpha:g}); rank is "
+        "1 + the number of rows significantly better.", "",
     ]  # fmt: skip
     others = [name for name in ("balanced_accuracy", "auroc", "accuracy", "macro_f1") if name != leaderboard.metric]
     head = ["rank", "letters", "encoder", "recipe", "seeds", f"val {title}", f"test {title}", "seed sd"]
