@@ -1,0 +1,38 @@
+"""One class against the rest, and the refusal of what needs one row per patient.
+
+Axes: N row.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from vitreous.core.predictions import Predictions
+from vitreous.evidence.scores import FloatArray
+
+
+def one_vs_rest(predictions: Predictions, positive: str) -> tuple[npt.NDArray[np.bool_], FloatArray]:
+    """Whether each row is of the class (N), and the probability given to it (N).
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if positive not in predictions.classes:
+        raise ValueError(f"no class {positive!r} to hold against the rest; the classes are {predictions.classes}")
+    c = predictions.classes.index(positive)
+    return predictions.y_true_N == c, predictions.probs_NC[:, c]
+
+
+def check_one_row_per_patient(predictions: Predictions, test: str) -> None:
+    """Refuse rows that are not independent of each other.
+
+    Args:
+        test: what needs them to be, at the start of the sentence.
+    Raises:
+        ValueError: some patient has several rows.
+    """
+    rows, patients = len(predictions.patient_id_N), len(np.unique(predictions.patient_id_N))
+    if rows != patients:
+        raise ValueError(
+            f"{test} needs one row per patient, since it takes rows as independent; got {rows} rows of {patients} "
+            "patients. Use Predictions.per_patient(), or the paired bootstrap of compare_with_best."
+        )
