@@ -52,6 +52,7 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/probe_grid.py
 	$(BIN)/python benchmarks/study_pass.py
 	$(BIN)/python benchmarks/encoder_forward.py
+	$(BIN)/python benchmarks/finetune.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-weed
