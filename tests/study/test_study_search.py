@@ -23,7 +23,7 @@ from vitreous.storage.locks import exclusive
 from vitreous.study.search import run_search
 from vitreous.study.search_outputs import SearchResult, render_search
 from vitreous.study.search_storage import TrialStore
-from vitreous.study.search_trials import assign_val_folds
+from vitreous.study.search_trials import assign_val_folds, open_problem, run_trial
 
 LR = {"low": 1e-6, "high": 1e-1, "log": True}
 PROBE = {"kind": "linear_probe", "epochs": 6, "batch_size": "full"}
@@ -129,7 +129,7 @@ def test_the_outputs_agree_with_the_trials(finished: SearchResult, cohort: Path)
     assert max(best["importance"], key=best["importance"].__getitem__) == "lr"
     for figure in ("history.svg", "importance.svg"):
         assert (folder / figure).read_text().startswith("<svg")
-    assert render_search(finished).row_count == 8
+    assert len(render_search(finished).columns) == 1 + 5
     assert not (folder / "training").exists()
 
 
@@ -147,11 +147,14 @@ def test_the_best_study_is_the_study_with_the_best_values(finished: SearchResult
     assert board.loc["probe", "val_balanced_accuracy"] == finished.best.score, "the trial is what the study trains"
 
 
-def test_a_study_with_a_search_runs_with_its_own_values(cohort: Path, tmp_path: Path) -> None:
+def test_a_study_with_a_search_runs_with_its_own_values(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from vitreous.study.run import run_study
 
     study = values(cohort, tmp_path, seeds=[0], floors=["majority"])
     first = run_study(validate_study(study, where="test"))
+    assert "read by `vitreous search` alone" in " ".join(capsys.readouterr().err.split())
     assert first.leaderboard["recipe"].tolist() == ["probe", "majority"]
     again = run_study(validate_study({key: value for key, value in study.items() if key != "search"}, where="test"))
     assert again.leaderboard.equals(first.leaderboard), "a run directory is the same run with and without a search"
@@ -344,6 +347,40 @@ def test_trials_of_a_recipe_on_pixels_are_pruned(cohort: Path, tmp_path: Path) -
     assert curves.max()[result.best.position] == result.best.score
     assert "pruned after epoch" in (result.folder / "curves.svg").read_text()
     assert not (result.folder / "training").exists()
+
+
+class CutOffError(Exception):
+    """Ends a training from outside."""
+
+
+def test_a_training_that_was_cut_off_goes_on_where_it_stood(cohort: Path, tmp_path: Path) -> None:
+    search = {"trials": 2, "space": {"lr_head": {"low": 1e-3, "high": 1e-2}, "augment.flip": {"low": 0, "high": 1}}}
+    recipes = {"full": {**FINETUNE, "monitor": "auroc"}}
+    whole = run(values(cohort, tmp_path / "whole", search, recipes=recipes))
+    study = validate_study(values(cohort, tmp_path / "cut", search, recipes=recipes), where="test")
+    folder = tmp_path / "cut" / "small" / "search"
+    problem = open_problem(study, study.resolved_search(), folder)
+    store = TrialStore(folder, problem.search)
+    claimed = store.claim(2)
+    assert not isinstance(claimed, str)
+    seen = []
+
+    def cut_off(epoch: int, score: float, num_epochs: int) -> None:
+        seen.append((epoch, score))
+        if epoch == 2:
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        run_trial(problem, claimed.values, claimed.position, cut_off)
+    store.close()
+    [state] = (folder / "training").iterdir()
+    (folder / "training" / "0-of_other_values").mkdir()
+    resumed = run_search(study)
+    assert resumed.trials == whole.trials
+    assert dict(seen) == {epoch: whole.trials[0].curve[epoch] for epoch in (1, 2)}
+    assert not state.exists()
+    assert (resumed.best.score or 0) <= 1, "balanced accuracy, though training stopped on auroc"
+    assert resumed.best.score not in resumed.best.curve.values() or resumed.best.score == 1
 
 
 def test_an_early_trial_that_diverges_is_told(cohort: Path, tmp_path: Path) -> None:

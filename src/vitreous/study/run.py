@@ -72,6 +72,8 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     """
     console = console or Console(stderr=True, highlight=False, markup=False)
     directory = RunDirectory(run_dir or Path(config.runs).expanduser() / config.name)
+    if config.search is not None:
+        console.print("The section search is read by `vitreous search` alone; recipes run with their own values.")
     if config.tracker is not None:
         check_tracker(config.tracker)
     runtime = resolve_runtime(config)

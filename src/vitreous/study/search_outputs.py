@@ -26,7 +26,7 @@ from vitreous.study.search_storage import FinishedTrial, TrialStore, quiet_optun
 FEWEST_TRIALS = 10
 _EDGE = 0.02  # of the range, on its scale
 _LONGEST_NAME = 100
-_SHOWN = 8
+_SHOWN = 5
 _NOTE = "Chosen on val, so this val score is optimistic; test was not read. Run best_study.yaml for the score on test."
 
 
@@ -77,7 +77,7 @@ def write_search(config: StudyConfig, search: Search, folder: Path, store: Trial
 
 
 def render_search(result: SearchResult) -> Table:
-    """The best trials, one a line."""
+    """The best trials, one a column."""
     search = result.search
     counts = _counts(result.trials)
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
@@ -88,15 +88,13 @@ def render_search(result: SearchResult) -> Table:
         caption=_NOTE,
         caption_justify="left",
     )
-    table.add_column("trial", justify="right")
-    table.add_column(f"val {result.metric}", justify="right")
+    ranked = sorted(result.completed, key=lambda trial: (-_score(trial), trial.position))[:_SHOWN]
+    table.add_column("trial", overflow="fold")
+    for trial in ranked:
+        table.add_column(str(trial.position), justify="right", style="bold" if trial is ranked[0] else None)
+    table.add_row(f"val {result.metric}", *(f"{_score(trial):.3f}" for trial in ranked))
     for key in search.space:
-        table.add_column(key, justify="right", overflow="fold")
-    ranked = sorted(result.completed, key=lambda trial: (-_score(trial), trial.position))
-    for trial in ranked[:_SHOWN]:
-        style = "bold" if trial is ranked[0] else None
-        values = [_shown(trial.values[key]) for key in search.space]
-        table.add_row(str(trial.position), f"{_score(trial):.3f}", *values, style=style)
+        table.add_row(key, *(_shown(trial.values[key]) for trial in ranked))
     return table
 
 
