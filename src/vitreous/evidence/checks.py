@@ -39,7 +39,7 @@ def find_collapsed(
                 Finding(
                     "flat_scores",
                     "warning",
-                    f"{name} gives almost the same probabilities to all {len(by_seed[0].y_true_N)} test participants"
+                    f"{name} gives almost the same probabilities to all {_counted(by_seed[0])}"
                     f"{_in_seeds(len(flat), len(by_seed))}: its decisions hang on rounding.",
                     f"no class probability varies by more than {widest:.1e}",
                     "Look at the training curves; try higher learning rates.",
@@ -83,7 +83,7 @@ def find_identical(rows: Mapping[str, Sequence[Predictions]]) -> list[Finding]:
                 "identical_predictions",
                 "warning",
                 f"{_listed(group)} have identical predictions: nothing can be said about what differs between them.",
-                f"the probabilities of all {len(rows[group[0]][0].y_true_N)} test participants agree "
+                f"the probabilities of all {_counted(rows[group[0]][0])} agree "
                 f"within {SAME_PROBABILITY:g}",
                 "Check that the checkpoints differ (weights_hash in the receipts) and that each was loaded.",
             )
@@ -93,7 +93,7 @@ def find_identical(rows: Mapping[str, Sequence[Predictions]]) -> list[Finding]:
             Finding(
                 "same_decisions",
                 "info",
-                f"{_listed(group)} predict the same class for every test participant; only their probabilities differ.",
+                f"{_listed(group)} predict the same class for every test {_unit(rows[group[0]][0])}; only their probabilities differ.",
                 f"{len(rows[group[0]][0].y_true_N)} equal decisions",
             )
         )
@@ -109,6 +109,15 @@ def group_same_decisions(rows: Mapping[str, _Seeds]) -> list[list[str]]:
     """Groups of rows with the same decisions that are not identical as a whole."""
     identical = [set(group) for group in group_identical(rows)]
     return [group for group in _groups(rows, _has_same_decisions) if not any(set(group) <= one for one in identical)]
+
+
+def _unit(one: Predictions) -> str:
+    return "participant" if one.is_per_patient else "sample"
+
+
+def _counted(one: Predictions) -> str:
+    """``48 test participants``, or ``90 test samples`` where these are scored by themselves."""
+    return f"{len(one.y_true_N)} test {_unit(one)}s"
 
 
 def _is_collapsed(one: Predictions) -> bool:
@@ -127,12 +136,12 @@ def _is_flat(one: Predictions) -> bool:
 def _collapsed_finding(name: str, by_seed: Sequence[Predictions], collapsed: Mapping[int, int]) -> Finding:
     classes = by_seed[0].classes
     predicted = " or ".join(repr(classes[c]) for c in sorted(set(collapsed.values())))
-    rows = len(by_seed[0].y_true_N)
+    rows, counted = len(by_seed[0].y_true_N), _counted(by_seed[0])
     spread = max(_spread(by_seed[k]) for k in collapsed)
     return Finding(
         "collapsed",
         "warning",
-        f"{name} predicts {predicted} for all {rows} test participants{_in_seeds(len(collapsed), len(by_seed))}: "
+        f"{name} predicts {predicted} for all {counted}{_in_seeds(len(collapsed), len(by_seed))}: "
         "a collapsed head, no finding about the checkpoint.",
         f"{rows} of {rows} predictions are one class; class probabilities vary by at most {spread:.2g}",
         "Look at the training curves and the feature statistics; widen the learning-rate grid, check the "

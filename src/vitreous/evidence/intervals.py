@@ -171,8 +171,10 @@ def find_few_patients(predictions: Predictions, cohort: str = "The test split", 
     Args:
         cohort: its name at the start of a sentence; `short` before the word patients.
     """
-    patients, first = np.unique(predictions.patient_id_N, return_index=True)
-    counts_C = np.bincount(predictions.y_true_N[first], minlength=len(predictions.classes))
+    patients, patient_N = np.unique(predictions.patient_id_N, return_inverse=True)
+    # a patient counts once for each class of his rows
+    pairs_2M = np.unique(np.stack([patient_N, predictions.y_true_N]), axis=1)
+    counts_C = np.bincount(pairs_2M[1], minlength=len(predictions.classes))
     named = dict(zip(predictions.classes, counts_C.tolist(), strict=True))
     few = [f"{name} {count}" for name, count in named.items() if count < FEW_PATIENTS_PER_CLASS]
     evidence = f"{len(patients)} patients: " + ", ".join(f"{name} {count}" for name, count in named.items())

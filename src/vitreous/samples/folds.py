@@ -91,7 +91,8 @@ def each_domain_cohorts(
     """
     check_classes(cohort)
     labels, domain_of = cohort.patient_labels().sort_index(), patient_domains(cohort, column)
-    problems, split_of = Problems(f"folds.each {column}"), {}
+    problems = Problems(f"folds.each {column}")
+    split_of: dict[str, str] = {}
     for domain in sorted(set(domain_of)):
         own = labels[domain_of == domain]
         for y, name in enumerate(cohort.classes):

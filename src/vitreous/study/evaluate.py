@@ -13,7 +13,6 @@ import numpy.typing as npt
 from vitreous.config.data import Data
 from vitreous.config.study import StudyConfig
 from vitreous.core.files import write_json, write_text
-from vitreous.core.fingerprints import hash_file
 from vitreous.core.input_spec import item_noun
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
@@ -21,7 +20,7 @@ from vitreous.evidence.scores import confusion_matrix, score_predictions
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.reports.figures import confusion_matrix_svg
 from vitreous.study.encode import StudyFeatures
-from vitreous.study.heads import read_tensors, read_test_logits
+from vitreous.study.heads import hash_model, read_tensors, read_test_logits
 from vitreous.study.ledger import Ledger
 from vitreous.study.partitions import Partition
 from vitreous.study.row import Row, is_on_pixels
@@ -41,7 +40,7 @@ def evaluate_all(
     """
     units = [(row, partition, seed) for row in rows for partition in partitions for seed in row.seeds]
     folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
-    choices = {str(folder.relative_to(directory.root)): hash_file(folder / "best.safetensors") for folder in folders}
+    choices = {str(folder.relative_to(directory.root)): hash_model(folder) for folder in folders}
     labels = Ledger(directory.ledger).open_test_labels(
         [partition.cohort for partition in partitions],
         features.samples["sample_id"].tolist(),

@@ -16,6 +16,7 @@ import yaml
 from safetensors.numpy import load_file, save
 
 from vitreous.core.files import replacing, write_bytes, write_json, write_text
+from vitreous.core.fingerprints import fingerprint, hash_file
 from vitreous.core.predictions import Predictions
 
 SCHEMA_VERSION = 1
@@ -103,6 +104,12 @@ def is_finished(folder: Path, unit: str) -> bool:
     """Whether the folder holds a whole head made by the same settings."""
     path = folder / "model.json"
     return path.exists() and json.loads(path.read_text())["unit"] == unit
+
+
+def hash_model(folder: Path) -> str:
+    """Fingerprint of what predicts: head and changed weights, and adapters where they lie apart."""
+    adapters = sorted((folder / "adapter").glob("*"))
+    return fingerprint([hash_file(file) for file in [folder / "best.safetensors", *adapters]])
 
 
 def read_model(folder: Path) -> dict[str, Any]:
