@@ -102,9 +102,10 @@ def nested_optimism(
     weights_RN: npt.NDArray[np.generic],
     level: float = 0.95,
 ) -> SelectionOptimism:
-    """Best-of-grid on all folds minus the nested choice of each fold, on the same patients and resamples.
+    """Best of the grid on all folds minus the nested choice of each fold, on the same patients and resamples.
 
-    In every resample the best member is chosen anew, since that is what "best of grid" reports.
+    The best member is that of the whole cohort in every resample: choosing anew in each would add the very luck that is
+    measured. The interval therefore leaves out how uncertain the choice is; :func:`grid_optimism` has it in.
 
     Args:
         members: name → pooled out-of-fold predictions by seed of one setting throughout.
@@ -112,16 +113,15 @@ def nested_optimism(
     Raises:
         ValueError: rows that differ, no members, or no such metric.
     """
-    check_same_rows({"nested": test_by_seed[0]} | {f"{name!r}": by_seed[0] for name, by_seed in members.items()})
     if not members:
         raise ValueError("there are no members to choose from")
-    scores = [mean_scores(by_seed)[metric] for by_seed in members.values()]
-    defined = [score for score in scores if not isinstance(score, Undefined)]
-    best: float | Undefined = max(defined) if defined else next(s for s in scores if isinstance(s, Undefined))
-    nested = mean_scores(test_by_seed)[metric]
+    check_same_rows({"nested": test_by_seed[0]} | {f"{name!r}": by_seed[0] for name, by_seed in members.items()})
+    scores = {name: mean_scores(by_seed)[metric] for name, by_seed in members.items()}
+    defined = {name: score for name, score in scores.items() if not isinstance(score, Undefined)}
+    chosen = max(defined, key=lambda name: defined[name]) if defined else next(iter(members))
+    best, nested = scores[chosen], mean_scores(test_by_seed)[metric]
+    best_R = mean_over_seeds(members[chosen], weights_RN, [metric])[metric]
     nested_R = mean_over_seeds(test_by_seed, weights_RN, [metric])[metric]
-    member_MR = np.stack([mean_over_seeds(by_seed, weights_RN, [metric])[metric] for by_seed in members.values()])
-    best_R = _maximum(member_MR)
     lost = best if isinstance(best, Undefined) else nested if isinstance(nested, Undefined) else best - nested
     patients = len(np.unique(test_by_seed[0].patient_id_N))
     return SelectionOptimism(
@@ -178,10 +178,3 @@ def grid_optimism(
     if isinstance(corrected.low, Undefined):
         optimism = corrected.low
     return GridOptimism(best, defined[best], corrected, optimism, share, len(names))
-
-
-def _maximum(member_MR: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The highest defined value of each resample; NaN where no member has one."""
-    highest_R = np.where(np.isnan(member_MR), -np.inf, member_MR).max(axis=0)
-    result: npt.NDArray[np.float64] = np.where(np.isneginf(highest_R), np.nan, highest_R)
-    return result
