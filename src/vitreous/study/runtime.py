@@ -75,8 +75,7 @@ def _resolve_device(asked: Literal["auto", "cpu", "cuda", "mps", "xla"]) -> Lite
             return "mps"
         case "xla":
             raise ConfigError(
-                "device: xla serves recipes on pixels, which this version does not have; "
-                "frozen encoders run on cpu, cuda and mps."
+                "device: xla is not served by this version; encoders and recipes run on cpu, cuda and mps."
             )
     assert_never(asked)
 
