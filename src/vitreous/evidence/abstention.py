@@ -16,9 +16,11 @@ from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import mean_or_undefined
 from vitreous.evidence.intervals import Interval, check_same_rows, percentile_interval
+from vitreous.evidence.one_vs_rest import finite_probs
 from vitreous.evidence.scores import FloatArray, score_resamples
 
 COVERAGES = tuple(k / 20 for k in range(2, 21))
+_BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def abstention_curve(
         resampled, shares = [], []
         answered_N = np.zeros(len(patient_id_N), dtype=bool)
         for one in predictions_by_seed:
-            kept_N = kept_rows(one.probs_NC.max(axis=1), asked)
+            kept_N = kept_rows(finite_probs(one).max(axis=1), asked)
             answered_N = answered_N | kept_N
             weights = np.concatenate([np.ones((1, len(kept_N))), drawn_RN]) * kept_N
             scored = score_resamples(one.y_true_N, one.probs_NC, one.classes, weights, [metric])[metric]
@@ -118,7 +120,7 @@ def risk_coverage_interval(
     check_same_rows({f"seed {k}": one for k, one in enumerate(predictions_by_seed)})
     values, resampled = [], []
     for one in predictions_by_seed:
-        confidence_N, is_wrong_N = one.probs_NC.max(axis=1), one.y_pred_N != one.y_true_N
+        confidence_N, is_wrong_N = finite_probs(one).max(axis=1), one.y_pred_N != one.y_true_N
         values.append(risk_coverage_area(confidence_N, is_wrong_N))
         resampled.append(_areas(confidence_N, is_wrong_N, np.asarray(weights_RN, dtype=np.int64)))
     num_patients = len(np.unique(predictions_by_seed[0].patient_id_N))
@@ -133,18 +135,23 @@ def _areas(confidence_N: FloatArray, is_wrong_N: npt.NDArray[np.bool_], counts_R
     """
     if not len(confidence_N):
         return np.full(len(counts_RN), np.nan)
-    _, group_N = np.unique(-confidence_N, return_inverse=True)
-    member_NG = np.eye(int(group_N.max()) + 1)[group_N]
-    rows_RG = counts_RN @ member_NG
-    wrong_RG = counts_RN @ (member_NG * is_wrong_N[:, None])
-    before_RG, wrong_before_RG = np.cumsum(rows_RG, axis=1) - rows_RG, np.cumsum(wrong_RG, axis=1) - wrong_RG
-    share_RG = np.divide(wrong_RG, rows_RG, out=np.zeros_like(rows_RG), where=rows_RG > 0)
-    total_R = rows_RG.sum(axis=1)
-    harmonic_K = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(total_R.max()) + 1))])
-    steps_RG = harmonic_K[(before_RG + rows_RG).astype(int)] - harmonic_K[before_RG.astype(int)]
-    sum_R = (rows_RG * share_RG + (wrong_before_RG - before_RG * share_RG) * steps_RG).sum(axis=1)
-    result_R: FloatArray = np.divide(sum_R, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)
-    return result_R
+    order = np.argsort(-confidence_N, kind="stable")
+    first_G = np.flatnonzero(np.append(True, np.diff(confidence_N[order]) != 0))
+    areas = []
+    step = max(1, _BLOCK_ELEMENTS // len(order))
+    for start in range(0, len(counts_RN), step):
+        counts = counts_RN[start : start + step, order]
+        rows_RG = np.add.reduceat(counts, first_G, axis=1)
+        wrong_RG = np.add.reduceat(counts * is_wrong_N[order], first_G, axis=1)
+        upto_RG, wrong_upto_RG = np.cumsum(rows_RG, axis=1), np.cumsum(wrong_RG, axis=1)
+        before_RG, wrong_before_RG = upto_RG - rows_RG, wrong_upto_RG - wrong_RG
+        share_RG = np.divide(wrong_RG, rows_RG, out=np.zeros(rows_RG.shape), where=rows_RG > 0)
+        total_R = upto_RG[:, -1]
+        harmonic_K = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(total_R.max()) + 1))])
+        steps_RG = harmonic_K[upto_RG] - harmonic_K[before_RG]
+        sum_R = (wrong_RG + (wrong_before_RG - before_RG * share_RG) * steps_RG).sum(axis=1)
+        areas.append(np.divide(sum_R, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0))
+    return np.concatenate(areas)
 
 
 def _value(scored: float, one: Predictions, kept_N: npt.NDArray[np.bool_], metric: str) -> float | Undefined:

@@ -1,4 +1,4 @@
-"""One class against the rest, and the refusal of what needs one row per patient.
+"""One class against the rest, and the refusal of rows that a test cannot use.
 
 Axes: N row.
 """
@@ -14,12 +14,25 @@ def one_vs_rest(predictions: Predictions, positive: str) -> tuple[npt.NDArray[np
     """Whether each row is of the class (N), and the probability given to it (N).
 
     Raises:
-        ValueError: there is no such class.
+        ValueError: there is no such class, or a probability is not finite.
     """
     if positive not in predictions.classes:
         raise ValueError(f"no class {positive!r} to hold against the rest; the classes are {predictions.classes}")
     c = predictions.classes.index(positive)
-    return predictions.y_true_N == c, predictions.probs_NC[:, c]
+    return predictions.y_true_N == c, finite_probs(predictions)[:, c]
+
+
+def finite_probs(predictions: Predictions) -> FloatArray:
+    """Probabilities (N, C), refused where a comparison with a threshold would quietly be False.
+
+    Raises:
+        ValueError: a row holds NaN or infinity.
+    """
+    probs_NC = predictions.probs_NC
+    bad = int((~np.isfinite(probs_NC)).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"probabilities must be finite; {bad} of {len(probs_NC)} rows hold NaN or infinity")
+    return probs_NC
 
 
 def check_one_row_per_patient(predictions: Predictions, test: str) -> None:

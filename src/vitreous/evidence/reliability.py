@@ -17,7 +17,7 @@ from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import NUM_BINS, assign_bins
 from vitreous.evidence.intervals import Interval, check_same_rows, percentile_interval
-from vitreous.evidence.one_vs_rest import one_vs_rest
+from vitreous.evidence.one_vs_rest import finite_probs, one_vs_rest
 from vitreous.evidence.scores import FloatArray, IntArray
 
 Binning = Literal["equal_mass", "equal_width"]
@@ -113,5 +113,5 @@ def _judged(one: Predictions, positive: str | None) -> tuple[FloatArray, npt.NDA
     if positive is not None:
         is_positive_N, prob_N = one_vs_rest(one, positive)
         return prob_N, is_positive_N
-    best_N: FloatArray = one.probs_NC.max(axis=1)
+    best_N: FloatArray = finite_probs(one).max(axis=1)
     return best_N, one.y_pred_N == one.y_true_N
