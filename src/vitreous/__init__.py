@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitreous.inputs.decode import decode_volume as decode_volume
     from vitreous.inputs.preprocessing import preprocess_volume as preprocess_volume
     from vitreous.inputs.volume import Volume as Volume
+    from vitreous.recipes.exported_files import load_exported as load_exported
     from vitreous.study.study import Result as Result
     from vitreous.study.study import Study as Study
 
@@ -49,6 +50,7 @@ _HOMES = {
     "decode_volume": "inputs.decode",
     "fetch_encoder": "encoders.catalog",
     "load_encoder": "encoders.catalog",
+    "load_exported": "recipes.exported_files",
     "preprocess_volume": "inputs.preprocessing",
     "score_predictions": "evidence.scores",
 }

@@ -47,6 +47,15 @@ class TargetSplit(StrEnum):
     test = "test"
 
 
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
 class Which(StrEnum):
     """Which of the two encoders that joint-embedding pretraining leaves in one file."""
 
@@ -208,6 +217,84 @@ def search(
     from vitreous.study.search import print_search
 
     print_search(study, overrides or [], trials=trials, workers=workers)
+
+
+@app.command()
+def predict(
+    model_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_DIR", help="A folder runs/<study>/<encoder>/<recipe>/seed<k>.", show_default=False
+        ),
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT ...", help="Files, folders, quoted patterns, s3:// or gs:// prefixes.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="F.parquet", help="Where predictions go.", show_default=False)],
+    table: Annotated[
+        str | None, typer.Option(help="Predict the files that a table names, below INPUT.", show_default=False)
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Its column of file names.", show_default=False)] = None,
+    array: Annotated[
+        str | None, typer.Option(help="Predict the items of this array of an npz file.", show_default=False)
+    ] = None,
+    axes: Annotated[
+        str | None, typer.Option(help="Axes of an item, or of .npy volumes, if not the model's.", show_default=False)
+    ] = None,
+    per_patient: Annotated[
+        bool, typer.Option("--per-patient", help="Also mean probabilities by patient, in F_patient.parquet.")
+    ] = False,
+    patient: Annotated[str | None, typer.Option(help="Column of patients in --table.", show_default=False)] = None,
+    patient_pattern: Annotated[
+        str | None,
+        typer.Option(help=r"Patient in a path, such as '(?P<patient>\d+)_'.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where the encoder's file lies now, if it moved.", show_default=False)
+    ] = None,
+    max_quarantined: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share that may be unusable; default: the study's.", show_default=False),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+) -> None:
+    """A trained model on new files, read as in training. Unusable files are listed; the same command continues."""
+    from vitreous.study.predict import print_predict
+    from vitreous.study.predict_inputs import InputOptions
+
+    print_predict(
+        model_dir,
+        inputs,
+        out,
+        options=InputOptions(array, axes, table, image, patient, patient_pattern),
+        per_patient=per_patient,
+        checkpoint=checkpoint,
+        max_quarantined=max_quarantined,
+        device=device.value,
+    )
+
+
+@app.command()
+def export(
+    model_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_DIR", help="A folder runs/<study>/<encoder>/<recipe>/seed<k>.", show_default=False
+        ),
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.", show_default=False)],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also model.onnx, compared with torch.")] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where the encoder's file lies now, if it moved.", show_default=False)
+    ] = None,
+) -> None:
+    """A trained model apart from its run: complete weights, config, model card, an example that loads it."""
+    from vitreous.study.export import print_export
+
+    print_export(model_dir, to, checkpoint=checkpoint, onnx=onnx)
 
 
 @data.command()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError, TooManyQuarantinedError
 from vitreous.core.files import replacing
 from vitreous.core.input_spec import AnySpec, ImageSpec
-from vitreous.core.progress import progress_bar
+from vitreous.core.progress import Advance, progress_bar
 from vitreous.encoders.encoder import FORWARD_VERSION, Encoder
 from vitreous.features.encode import EncoderTask, PassSummary, PixelTask, encode_missing, files_in_use
 from vitreous.features.pixel_store import PixelSpace, PixelStore
@@ -101,12 +101,14 @@ def encode_study(
     *,
     frozen: Collection[str] | None = None,
     on_pixels: Collection[str] = (),
+    progress: Advance | None = None,
 ) -> StudyFeatures:
     """Encode what is missing, in one pass for all encoders, and read everything back.
 
     Args:
         frozen: names of the encoders whose features are wanted; all if left out.
         on_pixels: names of the encoders whose prepared inputs are wanted, for recipes that train on them.
+        progress: called once per file that is read; a bar of its own is shown if left out.
 
     Raises:
         RunError: the feature store was changed by something else meanwhile.
@@ -124,7 +126,7 @@ def encode_study(
             *_encoder_tasks(runtime, encoders, stores, frozenset(asked)),
             *_pixel_tasks(encoders, pixels, frozenset(asked)),
         ]
-        summary = _encode_missing(config, runtime, data, tasks)
+        summary = _encode_missing(config, runtime, data, tasks, progress)
         rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
         facts = {name: dict(zip(asked, store.read_facts(asked), strict=True)) for name, store in pixels.items()}
     return _gather(data, rows, facts, pixels, summary)
@@ -164,14 +166,18 @@ def _pixel_tasks(
 
 
 def _encode_missing(
-    config: StudyConfig, runtime: Runtime, data: OpenedData, tasks: Sequence[EncoderTask | PixelTask]
+    config: StudyConfig,
+    runtime: Runtime,
+    data: OpenedData,
+    tasks: Sequence[EncoderTask | PixelTask],
+    progress: Advance | None,
 ) -> PassSummary:
     if not tasks:
         return PassSummary()
     num_encoders = sum(isinstance(task, EncoderTask) for task in tasks)
     what = f"Encoding for {num_encoders} encoders" if num_encoders else "Preparing inputs"
     files = len(frozenset().union(*(task.missing for task in tasks)))
-    with progress_bar(what, files) as advance:
+    with progress_bar(what, files) if progress is None else nullcontext(progress) as advance:
         return encode_missing(
             data.requests,
             tasks,
