@@ -174,7 +174,7 @@ def _train(
         **about,
         "pixel_model": pixel_model_config(model),
         "from_scratch": isinstance(recipe, FromScratch),
-        "parameters": {"trainable": counted.trainable, "total": counted.total},
+        "parameters": {"trainable": _count_trained(model, stages[fitted.stage - 1]), "total": counted.total},
         "stage": fitted.stage,
         "num_epochs": fitted.num_epochs,
         "findings": [vars(finding) for finding in [*fitted.findings, *_find_unfinished(fitted, stages)]],
@@ -393,6 +393,13 @@ def check_pixel_recipes(config: StudyConfig, modality: Modality) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _count_trained(model: PixelModel, stage: StageSettings) -> int:
+    """Parameters that trained in the stage whose weights were kept."""
+    if isinstance(stage.unfreeze, int) or stage.unfreeze == "all":
+        set_trainable(model, stage.unfreeze)
+    return count_parameters(model).trainable
 
 
 def _find_unfinished(fitted: FittedPixels, stages: Sequence[StageSettings]) -> list[Finding]:

@@ -17,7 +17,6 @@ from vitreous.storage.staging import StagingCache
 from vitreous.study.data import s3_options
 from vitreous.study.runtime import Runtime
 
-
 FLOOR = "floor"  # the encoder's name in floor rows without one
 
 

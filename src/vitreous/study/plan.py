@@ -350,24 +350,21 @@ def _recipes_table(plan: Plan) -> Table:
 
 
 def _pixels_table(plan: Plan) -> Table:
-    table = Table(title="Recipes on pixels", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("encoder / recipe", overflow="fold")
-    table.add_column("kind")
-    for name in ("runs", "epochs", "trainable", "of", "TFLOP a run", "prefix cache saves", "and keeps", "time"):
+    title = "Recipes on pixels: runs × epochs, operations of a run, what the frozen-prefix cache saves and needs"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("encoder / recipe", overflow="fold", min_width=18)
+    table.add_column("kind", no_wrap=True)
+    for name in ("runs", "trainable", "TFLOP", "cache", "time"):
         table.add_column(name, justify="right")
     for row in plan.on_pixels:
-        saved = f"{1 - row.flops / row.plain_flops:.0%}" if row.prefix_bytes else "–"
-        kept = _size(row.prefix_bytes) if row.prefix_bytes else "–"
+        saved = f"−{1 - row.flops / row.plain_flops:.0%}, {_size(row.prefix_bytes)}" if row.prefix_bytes else "–"
         table.add_row(
             escape(f"{row.encoder} / {row.recipe}"),
             row.kind,
-            str(row.num_runs),
-            str(row.epochs),
-            f"{row.trainable:,}",
-            f"{row.total:,}",
+            f"{row.num_runs} × {row.epochs}",
+            f"{row.trainable / 1e6:.3g} of {row.total / 1e6:.3g} M",
             f"{row.flops / 1e12:.3g}",
             saved,
-            kept,
             _duration(row.seconds),
         )
     return table

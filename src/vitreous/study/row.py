@@ -13,7 +13,9 @@ MAJORITY = "majority"
 PIXELS = "pixels"
 # of the untrained floor where the study itself has no recipe on features
 FLOOR_PROBE = LinearProbe(kind="linear_probe", grid=ProbeGrid(lr=(1e-4, 1e-3, 1e-2)))
-PIXELS_PROBE = LogisticRegression(kind="logistic_regression", C=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2), class_weights="balanced")
+PIXELS_PROBE = LogisticRegression(
+    kind="logistic_regression", C=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2), class_weights="balanced"
+)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The rows of a finished run, read back from its folder: predictions on disk are all a leaderboard needs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def write_rows(
                 "recipe": row.recipe_name,
                 "seeds": list(row.seeds),
                 "folds": folds,
-                "is_floor": row.encoder not in by_name or by_name[row.encoder].is_floor,
+                "is_floor": _is_floor(row, by_name),
                 "is_constant": row.recipe is None and row.recipe_name == MAJORITY,
                 "counts_parameters": row.recipe is not None and not isinstance(row.recipe, Knn),
                 "encoder_parameters": by_name[row.encoder].encoder.receipt.parameters if row.encoder in by_name else 0,
@@ -65,6 +65,11 @@ def write_rows(
             for row in rows
         ],
     )
+
+
+def _is_floor(row: Row, by_name: Mapping[str, OpenedEncoder]) -> bool:
+    """Rows that look at no encoder, and random weights that stay as they are; trained ones are a result."""
+    return row.encoder not in by_name or (by_name[row.encoder].is_floor and not is_on_pixels(row.recipe))
 
 
 def _notes(opened: OpenedEncoder) -> list[str]:
