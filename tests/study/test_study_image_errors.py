@@ -143,6 +143,9 @@ def test_an_unreadable_image_is_quarantined_and_the_run_goes_on_if_few(tmp_path:
     assert result.exception is None, result.exception
     errors = pd.read_csv(tmp_path / "runs" / "wrong" / "data_errors.csv")
     assert errors["key"].tolist() == ["eye00.png"]
+    board = pd.read_csv(tmp_path / "runs" / "wrong" / "leaderboard.csv")
+    floors = board.set_index("recipe")["is_floor"].to_dict()
+    assert floors == {"full": 0, "majority": 1}, "random weights that were trained are no floor"
     assert "damaged" in errors["message"][0] or "truncated" in errors["message"][0]
     manifest = pd.read_parquet(tmp_path / "runs" / "wrong" / "manifest.parquet")
     assert manifest["fate"].value_counts().to_dict() == {"encoded": 35, "quarantined": 1}

@@ -83,8 +83,7 @@ def find_identical(rows: Mapping[str, Sequence[Predictions]]) -> list[Finding]:
                 "identical_predictions",
                 "warning",
                 f"{_listed(group)} have identical predictions: nothing can be said about what differs between them.",
-                f"the probabilities of all {_counted(rows[group[0]][0])} agree "
-                f"within {SAME_PROBABILITY:g}",
+                f"the probabilities of all {_counted(rows[group[0]][0])} agree within {SAME_PROBABILITY:g}",
                 "Check that the checkpoints differ (weights_hash in the receipts) and that each was loaded.",
             )
         )
@@ -93,7 +92,8 @@ def find_identical(rows: Mapping[str, Sequence[Predictions]]) -> list[Finding]:
             Finding(
                 "same_decisions",
                 "info",
-                f"{_listed(group)} predict the same class for every test {_unit(rows[group[0]][0])}; only their probabilities differ.",
+                f"{_listed(group)} predict the same class for every test {_unit(rows[group[0]][0])}; only their "
+                "probabilities differ.",
                 f"{len(rows[group[0]][0].y_true_N)} equal decisions",
             )
         )

@@ -184,7 +184,7 @@ def export_pixel_model(model: PixelModel) -> ExportedModel:
     """A model trained on pixels; it shares its tensors, and its adapters must be merged already."""
     if model.adapters is not None:
         raise ValueError("merge the adapters first: they are no part of an exported model")
-    linear = [layer for layer in model.head if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
+    linear = [layer for layer in model.head if isinstance(layer, nn.Linear)]
     shape = HeadShape((linear[0].in_features, *(layer.out_features for layer in linear)), "gelu")
     head = build_exported_head(shape)
     own = [layer for layer in head if isinstance(layer, nn.Linear)]

@@ -92,4 +92,5 @@ def _candidates(model: ExportedModel) -> Iterator[dict[str, Any]]:
 
 def _name_of_classifier(built: nn.Module) -> str:
     classifier = built.get_classifier()  # type: ignore[operator]
-    return next(name for name, module in built.named_modules() if module is classifier)
+    found: str = next(name for name, module in built.named_modules() if module is classifier)
+    return found
