@@ -1,5 +1,6 @@
 """Small cohorts with a signal: several volumes a patient, made here."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -48,3 +49,11 @@ def make_rows() -> MakeRows:
         )
 
     return build
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises, as in a terminal; a test run in the background is started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

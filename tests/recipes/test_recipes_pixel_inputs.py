@@ -124,6 +124,7 @@ def test_batch_norms_train_where_they_may_and_nowhere_else(tmp_path: Path) -> No
             assert torch.equal(buffer, before[key]) == (name == "head"), key
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("ema", [None, 0.7])
 def test_batch_norms_survive_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float | None

@@ -21,6 +21,8 @@ from vitreous.recipes.interrupts import deferred_interrupts
 from vitreous.recipes.pixel_settings import FitSettings
 from vitreous.recipes.pixel_stage import PixelStage
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 SETTINGS = FitSettings(
     accumulate=2, ema=0.8, warmup_epochs=1, augment=AugmentSettings(flip=0.5, noise=0.1), prefix_views=2
 )
