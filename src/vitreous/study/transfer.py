@@ -125,7 +125,10 @@ def run_transfer(
 def _choose_rows(kept: Sequence[KeptRow], wanted: Sequence[str], run_dir: Path) -> list[KeptRow]:
     names = {f"{row.encoder}/{row.recipe}": row for row in kept}
     if not wanted:
-        return [row for row in kept if not row.is_floor or row.is_constant]
+        chosen = [row for row in kept if not row.is_floor or row.is_constant]
+        if all(row.is_constant for row in chosen):
+            raise UserError(f"{run_dir}: every row is a floor; name those to transfer with --rows: {', '.join(names)}.")
+        return chosen
     for name in wanted:
         if name.replace(" ", "") not in names:
             near = difflib.get_close_matches(name, names, n=1)
