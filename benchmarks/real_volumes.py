@@ -60,10 +60,12 @@ def main() -> None:
     parser.add_argument("--resnet", type=Path, help="joined chest-CT ResNet-152; left out: without this encoder")
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--slices", type=int, default=2)
+    parser.add_argument("--pixels", type=int, default=256, help="rows and columns of LiteMedSAM's slices")
     parser.add_argument("--out", type=Path, default=Path("real"))
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], help="further overrides of the study")
     arguments = parser.parse_args()
     name, classes = TASKS[arguments.task]
+    run_name = f"{arguments.task}_train{arguments.train or 'all'}_{arguments.slices}x{arguments.pixels}"
     table = arguments.out / f"{arguments.task}_train{arguments.train or 'all'}.npz"
     if not table.exists():
         write_drawn(arguments.data / name, table, arguments.train)
@@ -71,13 +73,14 @@ def main() -> None:
     window = "normalisation: {kind: window, low: 0, high: 255}"
     encoders = []
     if arguments.medsam:
-        options = f"options: {{num_slices: {arguments.slices}}}, input: {{{window}}}"
+        size = f"size: [{arguments.slices}, {arguments.pixels}, {arguments.pixels}]"
+        options = f"options: {{num_slices: {arguments.slices}}}, input: {{{size}, {window}}}"
         encoders.append(f"medsam: {{family: litemedsam, checkpoint: '{arguments.medsam}', {options}}}")
     if arguments.resnet:
         options = f"options: {{img_size: [64, 64, 64]}}, input: {{{window}}}"
         encoders.append(f"chest_ct: {{family: resnet3d, checkpoint: '{arguments.resnet}', {options}}}")
     overrides = [
-        f"name={arguments.task}_train{arguments.train or 'all'}",
+        f"name={run_name}",
         f"data.table='{table}'",
         f"data.classes=[{','.join(classes)}]",
         "~encoders",
