@@ -6,9 +6,7 @@ that is started again ends in the same bytes.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from vitreous.core.errors import CircumstanceError, InputError, StorageError
 from vitreous.core.input_spec import AnySpec
 from vitreous.core.progress import Advance, no_progress
+from vitreous.core.threads import map_ahead
 from vitreous.encoders.encoder import Encoder
 from vitreous.features.pixel_store import PixelStore
 from vitreous.features.pooling import pool_tokens
@@ -229,7 +228,8 @@ def encode_missing(
         specs = [task.spec for task in tasks if request.file_id in task.missing]
         return _prepare(request, path, specs, load_input)
 
-    for prepared in _ahead(prepare, stage([request for request in requests if request.file_id in union]), workers):
+    staged = stage([request for request in requests if request.file_id in union])
+    for prepared in map_ahead(prepare, staged, workers=workers, ahead=files_in_use(workers) - 1):
         if prepared.unusable is not None:
             summary.unusable[prepared.request.file_id] = prepared.unusable
         else:
@@ -282,19 +282,3 @@ def files_in_use(workers: int) -> int:
 
 def _spec_key(spec: AnySpec) -> str:
     return spec.model_dump_json()
-
-
-def _ahead(function: Callable[[Staged], _Prepared], items: Iterable[Staged], workers: int) -> Iterator[_Prepared]:
-    """Apply `function` in threads, a bounded number of items ahead, results in order."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        pending: deque[Future[_Prepared]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= files_in_use(workers) - 1:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

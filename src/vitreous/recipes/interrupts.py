@@ -66,7 +66,7 @@ def deferred_interrupts() -> Iterator[Interrupts]:
     try:
         interrupts.listen()
         yield interrupts
-    except BaseException:
+    except BaseException:  # what ends the work after a signal is of no account: the signal is told again below
         if interrupts.signum is None:
             raise
     finally:

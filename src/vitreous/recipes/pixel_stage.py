@@ -200,8 +200,7 @@ class PixelStage:
                 with self._ema.in_place():
                     score, val_loss = self._validate()
                     weights = model_tensors(fit.model, self._trained)
-        except BaseException:
-            # the batches are done; only what they came to is still unknown
+        except BaseException:  # an interrupt too: the batches are done, only what they came to is still unknown
             fit.interrupts.check(self.save)
             raise
         factor = self._learning_rate_factor((state.epoch + 1) * self._steps_per_epoch - 1)
