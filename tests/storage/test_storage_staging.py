@@ -14,7 +14,8 @@ import pytest
 
 from s3_server import DamagingProxy
 from vitreous.core.errors import ConfigError, LocationError, StorageError
-from vitreous.features.encode import _ahead, files_in_use
+from vitreous.core.threads import map_ahead
+from vitreous.features.encode import files_in_use
 from vitreous.storage.files import fetch_file
 from vitreous.storage.location import Location, ObjectInfo, S3Options
 from vitreous.storage.objects import ObjectStore
@@ -329,7 +330,7 @@ def test_no_file_vanishes_before_it_is_decoded(
 
     with StagingCache(tmp_path, max_gb=3.5 * SIZE / 1e9, in_flight=4) as cache:
         given = cache.stream(damaged_store, infos, in_use=files_in_use(workers))
-        decoded = list(_ahead(decode, given, workers))  # type: ignore[arg-type]
+        decoded = list(map_ahead(decode, given, workers=workers, ahead=files_in_use(workers) - 1))
     assert decoded == [bodies[info.relative] for info in infos]
 
 
