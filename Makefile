@@ -25,8 +25,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.demo
 demo: $(VENV)/.demo
 	$(BIN)/vitreous demo
 
+# one worker a core, one thread a worker
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
