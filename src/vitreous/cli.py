@@ -63,6 +63,13 @@ class Which(StrEnum):
     target = "target"
 
 
+class InputKind(StrEnum):
+    """What an encoder is given."""
+
+    volume = "volume"
+    image = "image"
+
+
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A YAML file, or the name of a packaged study.", show_default=False)
 ]
@@ -139,6 +146,9 @@ def inspect(
     family: Annotated[str, typer.Option(help="Encoder family.")] = "vit3d",
     which: Annotated[Which, typer.Option(help="Which encoder, where a file holds both.")] = Which.context,
     key_prefix: Annotated[str | None, typer.Option(help="Prefix of the encoder's tensors, if not a known one.")] = None,
+    modality: Annotated[
+        InputKind | None, typer.Option(help="What it would be given, if not the family's usual.", show_default=False)
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="Family option as key=value; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole receipt as JSON.")] = False,
 ) -> None:
@@ -150,6 +160,7 @@ def inspect(
         family,
         which="target" if which is Which.target else "context",
         key_prefix=key_prefix,
+        modality=None if modality is None else modality.value,
         options=option or [],
         as_json=as_json,
     )

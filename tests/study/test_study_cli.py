@@ -198,6 +198,17 @@ def test_inspect_shows_the_receipt(
     assert '"matched_share": 1.0' in out
 
 
+def test_inspect_shows_the_input_of_the_modality_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_checkpoint(tmp_path / "a.safetensors", 0)
+    code, _, err = call(monkeypatch, capsys, "inspect", str(path), "--modality", "volume")
+    assert code == 0, err
+    code, _, err = call(monkeypatch, capsys, "inspect", str(path), "--modality", "image")
+    assert code == 2
+    assert "takes volumes" in " ".join(err.split())
+
+
 def test_help_is_quick_and_imports_no_torch() -> None:
     script = (
         "import sys; sys.argv = ['vitreous', '--help']\nfrom vitreous.cli import main\n"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitreous.core.errors import ConfigError
+from vitreous.core.input_spec import Modality
 from vitreous.encoders.catalog import FAMILIES, load_encoder
 from vitreous.encoders.encoder import Encoder
 
@@ -21,17 +22,24 @@ def print_receipt(
     *,
     which: Literal["context", "target"],
     key_prefix: str | None,
+    modality: Modality | None,
     options: Sequence[str],
     as_json: bool,
 ) -> None:
     """Load a checkpoint as `run` would and show what became of each of its tensors.
 
+    Args:
+        modality: whose InputSpec is shown; None is the family's usual one.
+
     Raises:
         CheckpointError: the load is refused.
+        ConfigError: the family or one of its options is unknown, or it does not take the modality.
     """
     if family not in FAMILIES:
         raise ConfigError(f"--family {family}: unknown; known are {', '.join(FAMILIES)}.")
-    encoder = load_encoder(checkpoint, family, which=which, key_prefix=key_prefix, **_parse_options(options))
+    encoder = load_encoder(
+        checkpoint, family, which=which, key_prefix=key_prefix, modality=modality, **_parse_options(options)
+    )
     console = Console()
     if as_json:
         console.print_json(json.dumps(encoder.receipt.to_json()))
