@@ -37,7 +37,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_minimal_study_takes_the_documented_defaults() -> None:
     config = validate_study(MINIMAL)
     assert config.seeds == (0, 1, 2)
-    assert config.floors == ("majority", "untrained")
+    assert config.floors == ("majority", "shuffled", "untrained", "pixels", "columns")
     assert config.metric == "balanced_accuracy"
     assert config.data.max_quarantined == 0.05
     assert config.data.kind == "participants"
@@ -63,8 +63,8 @@ def test_minimal_study_takes_the_documented_defaults() -> None:
         ("features.pooling", "grid", r"features.grid, such as"),
         (
             "floors",
-            ["majority", "shuffled"],
-            r"floors.1: input should be 'majority', 'untrained' or 'pixels'; got 'shuffled'",
+            ["majority", "ruffled"],
+            r"floors.1: input should be 'majority', 'shuffled', 'untrained', 'pixels' or 'columns'; got 'ruffled'",
         ),
         ("name", "a/b", r"name: string should match pattern"),
         ("data.max_quarantined", 3, r"less than or equal to 1; got 3"),

@@ -368,13 +368,13 @@ def test_files_that_fit_no_row(tmp_path: Path, files: list[str], message: str) -
     [
         ({"label_map": GRADES | {"0.0": "mild"}}, r"two classes for the label '0\.0'"),
         ({"label_map": GRADES | {"3": "none"}}, r"label_map: 'none' is not among the classes"),
-        ({"domains": ["diagnosis"]}, r"domains holds the label 'diagnosis'"),
+        ({"domains": ["diagnosis"]}, r"domains or columns hold the label 'diagnosis'"),
         ({"domains": ["camera", "camera"]}, r"domains lists a column twice"),
         (
             {"label_map": None},
             r"unknown label '0' in column 'diagnosis', 8 rows .*; without data\.label_map it is \['no',",
         ),
-        ({"domains": ["item"]}, r"domains: 'item' mean something of their own"),
+        ({"domains": ["item"]}, r"domains or columns: 'item' mean something of their own"),
         ({"where": {"camera": "Z"}}, r"where: no row has camera='Z'; the column holds 'A', 'B'"),
     ],
 )

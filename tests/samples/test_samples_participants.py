@@ -321,7 +321,7 @@ def test_one_per_eye_without_eyes(tables: Tables) -> None:
 def test_unknown_domain_and_label_as_domain(tables: Tables) -> None:
     with pytest.raises(SampleError, match="neither the table nor the files have 'hospital'"):
         tables.load(domains=["hospital"])
-    with pytest.raises(SampleError, match="domains holds the label 'study_group'"):
+    with pytest.raises(SampleError, match="domains or columns hold the label 'study_group'"):
         tables.load(domains=["study_group"])
     tables.people.loc[0, "clinical_site"] = ""
     assert "unknown" in set(tables.load(domains=["clinical_site"]).samples["clinical_site"])

@@ -86,6 +86,7 @@ def study_values(root: Path, **changes: Any) -> dict[str, Any]:
                 "grid": {"lr": [1e-3, 1e-2], "weight_decay": [0.0, 1e-2]},
             }
         },
+        "floors": ["majority", "untrained"],  # the others have tests of their own
         "seeds": [0, 1],
         "device": "cpu",
         "precision": "fp32",

@@ -274,5 +274,5 @@ def test_folders_that_hold_no_model_are_refused(images: Path, tmp_path: Path) ->
     place = [str(photographs(images) / "test")]
     with pytest.raises(UserError, match=r"no finished model \(it has no model.json"):
         predict_files(images, place, tmp_path / "o.parquet")
-    with pytest.raises(UserError, match="the majority floor looks at no input"):
+    with pytest.raises(UserError, match="the floor majority reads no file"):
         predict_files(images / "floor" / "majority" / "seed0", place, tmp_path / "o.parquet")

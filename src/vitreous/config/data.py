@@ -119,6 +119,17 @@ class ParticipantsData(VolumeData):
     where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     volumes: Literal["all", "first", "one per eye"] | dict[str, Scalar | list[Scalar]] = "all"
     domains: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_differ(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        return _different_columns(columns)
+
+    @model_validator(mode="after")
+    def _label_stays_out(self) -> "ParticipantsData":
+        _check_floor_columns(self.columns, self.label, self.patient)
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_files(self) -> "ParticipantsData":
@@ -218,6 +229,17 @@ class CsvData(ImageData):
     split: Annotated[_Column | _Fractions | _ValFraction | _FilesOfIds, _FORM] | None = None
     where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     domains: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_differ(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        return _different_columns(columns)
+
+    @model_validator(mode="after")
+    def _label_stays_out(self) -> "CsvData":
+        _check_floor_columns(self.columns, self.label, self.patient)
+        return self
 
     @field_validator("label_map", mode="before")
     @classmethod
@@ -305,6 +327,23 @@ class FolderData(ImageData):
         if both := [name for name in self.ignore if name in self.classes]:
             raise ValueError(f"ignore and classes both name {both}; take them out of one")
         return self
+
+
+def _different_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(columns)) != len(columns):
+        raise ValueError(f"lists a column twice: {list(columns)}")
+    return columns
+
+
+def _check_floor_columns(columns: tuple[str, ...], label: str | tuple[str, ...], patient: str | None) -> None:
+    """The floor `columns` may read neither the answer nor whose it is."""
+    labels = {label} if isinstance(label, str) else set(label)
+    for column in columns:
+        if column in labels or column == patient:
+            what = "the label" if column in labels else "the patient id"
+            raise ValueError(
+                f"columns: {column!r} is {what}; name columns that the floor may read, such as age or site"
+            )
 
 
 def _three_files_of_ids(split: Any) -> Any:

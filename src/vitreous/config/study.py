@@ -24,6 +24,9 @@ from vitreous.core.errors import ConfigError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 
 
+# what every result must rise above; on by default, taken off by name
+Floor = Literal["majority", "shuffled", "untrained", "pixels", "columns"]
+
 _FOLDERS = ("receipts", "transfer", "domains")
 _OF_CHECKPOINTS = ("which", "key_prefix")
 
@@ -179,7 +182,7 @@ class StudyConfig(Frozen):
     data: Data
     encoders: Annotated[dict[Name, EncoderConfig], Field(min_length=1)]
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
-    floors: tuple[Literal["majority", "untrained", "pixels"], ...] = ("majority", "untrained")
+    floors: tuple[Floor, ...] = ("majority", "shuffled", "untrained", "pixels", "columns")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     folds: Folds | None = None
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc"] = "balanced_accuracy"

@@ -26,12 +26,14 @@ from vitreous.recipes.selection import select_member
 
 __all__ = [
     "ColumnEncoding", "FittedColumns", "fit_column_encoding", "fit_columns_floor", "fit_logistic_floor",
-    "fit_majority", "majority_logits", "shuffled_labels",
+    "fit_majority", "majority_logits", "shuffled_labels", "typed_columns", "why_not_a_column",
 ]  # fmt: skip
 
 FloatArray = npt.NDArray[np.float64]
 FLOOR_CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _MOST_CATEGORIES = 50
+_FEWEST_NUMBERS = 11  # a column of fewer different numbers holds codes, such as 1 and 2 for two sites
+_MISSING = ("", "n/a", "na", "nan", "null", "none", "unknown")
 
 
 def majority_logits(y_of_train_patients: npt.NDArray[np.int64], num_classes: int, num_rows: int) -> FloatArray:
@@ -137,6 +139,40 @@ class FittedColumns:
     def predict_logits(self, table: pd.DataFrame) -> FloatArray:
         """Logits of shape (N, C), one row per row of the table."""
         return self.reference.predict_logits(self.encoding.features(table))
+
+
+def typed_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of text as numbers, where all that is there are numbers and more than ten different ones; else as text.
+
+    What is empty or says that nothing is known (``n/a``, ``unknown``, …) is missing. Columns of numbers stay numbers.
+
+    >>> typed_columns(pd.DataFrame({"site": ["1", "2", "unknown"]}), ["site"])["site"].tolist()
+    ['1', '2', None]
+    """
+    return pd.DataFrame({column: _typed(table[column]) for column in columns}, index=table.index)
+
+
+def _typed(series: "pd.Series[Any]") -> "pd.Series[Any]":
+    if pd.api.types.is_numeric_dtype(series):
+        return series
+    text = series.astype("string").str.strip()
+    present = text[~text.str.casefold().isin(_MISSING) & text.notna()]
+    numbers = pd.to_numeric(present, errors="coerce").astype("float64")
+    if np.isfinite(numbers).all() and numbers.nunique() >= _FEWEST_NUMBERS:
+        return numbers.reindex(series.index)
+    whole = present.astype(object).reindex(series.index)
+    return whole.where(whole.notna(), None)
+
+
+def why_not_a_column(series: "pd.Series[Any]") -> str | None:
+    """Why the floor cannot use a column of :func:`typed_columns`; None where it can."""
+    if series.isna().all():
+        return "has no value"
+    if not pd.api.types.is_numeric_dtype(series) and series.nunique() > _MOST_CATEGORIES:
+        return (
+            f"has {series.nunique()} different values as text, more than {_MOST_CATEGORIES}: it names rows, not groups"
+        )
+    return None
 
 
 def fit_column_encoding(table: pd.DataFrame, columns: Sequence[str]) -> ColumnEncoding:

@@ -49,6 +49,7 @@ def load_image_table(
     patient: str | None = None,
     where: Filter | None = None,
     domains: Sequence[str] = (),
+    columns: Sequence[str] = (),
     table_names: str | Mapping[str, str] | None = None,
     one_label: bool = True,
 ) -> Cohort:
@@ -69,6 +70,7 @@ def load_image_table(
         patient: the column of patient ids; without it every image is a patient of its own, and a finding says so.
         where: column → value or values; other rows are left out.
         domains: columns of the table.
+        columns: further ones, kept with the samples as they are; what is missing is empty.
         table_names: what the user calls the tables, where they are staged copies.
         one_label: all images of a patient must have the same label.
     Raises:
@@ -77,16 +79,17 @@ def load_image_table(
     """
     read = _read_tables(tables, table_names)
     problems = Problems(", ".join(table.name for table in read.values()))
-    columns = {"images": [image], "labels": [label], "patients": [patient] if patient else [], "domains": domains}
-    columns |= {"splits": [split] if isinstance(split, str) else [], "where": list(where or {})}
+    further = [column for column in columns if column not in domains]
+    needed = {"images": [image], "labels": [label], "patients": [patient] if patient else [], "domains": domains}
+    needed |= {"splits": [split] if isinstance(split, str) else [], "where": list(where or {}), "columns": further}
     for table in read.values():
         in_table = "" if len(read) == 1 else f" in {table.name}"
-        for purpose, names in columns.items():
+        for purpose, names in needed.items():
             check_columns(table, names, purpose + in_table, problems)
-    _check_options(classes, label, domains, problems)
+    _check_options(classes, label, [*domains, *further], problems)
     problems.check_none()
     cells = _stack(read)
-    rows = cells[list(domains)].assign(image=cells[image], rule="", detail="")
+    rows = cells[[*domains, *further]].assign(image=cells[image], rule="", detail="")
     rows["of_table"] = [part for part, table in read.items() for _ in range(len(table.frame))]
     exclude(rows, ~choose_rows(cells, where or {}, "where", problems), "where", f"where: {dict(where or {})}")
     rows["y"] = _class_indices(cells[label], rows["rule"] == "", label, classes, label_map, problems)
@@ -108,7 +111,7 @@ def load_image_table(
     problems.check_none()
     kept = rows.loc[rows["rule"] == ""].assign(item=-1, weight=1.0)
     return seal(
-        kept[[*SAMPLE_COLUMNS, *domains]],
+        kept[[*SAMPLE_COLUMNS, *domains, *further]],
         rows.loc[rows["rule"] != "", list(EXCLUDED_COLUMNS)],
         classes,
         findings + _left_out(rows),
@@ -137,11 +140,15 @@ def _check_options(classes: Sequence[str], label: str, domains: Sequence[str], p
     if len(set(classes)) != len(classes) or len(classes) < 2:
         problems.add(f"classes must be two or more different names; got {list(classes)}.")
     if label in domains:
-        problems.add(f"domains holds the label {label!r}, which would show the labels of the test split; take it out.")
+        problems.add(
+            f"domains or columns hold the label {label!r}, which would show the labels of the test split; take it out."
+        )
     if len(set(domains)) != len(domains):
         problems.add(f"domains lists a column twice: {list(domains)}.")
     if taken := sorted(_OWN_NAMES & set(domains)):
-        problems.add(f"domains: {examples(taken)} mean something of their own in a cohort; rename the column.")
+        problems.add(
+            f"domains or columns: {examples(taken)} mean something of their own in a cohort; rename the column."
+        )
 
 
 def _class_indices(

@@ -14,7 +14,7 @@ import pandas as pd
 from vitreous.core.errors import SampleError
 from vitreous.core.finding import Finding
 from vitreous.samples.choices import Filter, choose_rows
-from vitreous.samples.cohort import EXCLUDED_COLUMNS, Cohort, seal
+from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, Cohort, seal
 from vitreous.samples.identifiers import match_spelling
 from vitreous.samples.patients import check_ids
 from vitreous.samples.problems import Problems, examples
@@ -34,6 +34,7 @@ from vitreous.storage.location import ObjectInfo
 SplitSource = str | FractionSplit | Mapping[str, Path]
 _KNOWN = ("laterality", *ALIASES)
 _UNKNOWN = "unknown"
+_OWN_NAMES = {*SAMPLE_COLUMNS, "rule", "detail", "has_object"}
 
 
 def load_participants(
@@ -49,6 +50,7 @@ def load_participants(
     where: Filter | None = None,
     volumes: VolumeChoice = "all",
     domains: Sequence[str] = (),
+    columns: Sequence[str] = (),
     table_name: str | None = None,
     manifest_name: str | None = None,
 ) -> Cohort:
@@ -66,6 +68,7 @@ def load_participants(
         where: column → value or values; other participants are left out.
         volumes: ``all``, ``first`` (by path), ``one per eye``, or column → value or values on the files.
         domains: columns of the table, the manifest or the pattern.
+        columns: further ones, kept with the samples as they are; what is missing is empty.
         table_name: what the user calls the table, where `table` is a staged copy; likewise `manifest_name`.
     Raises:
         SampleError: columns are missing, labels or splits unknown or contradictory, ids differ only in spelling, a
@@ -73,7 +76,8 @@ def load_participants(
     """
     read = read_table(table, table_name)
     problems = Problems(read.name)
-    people = _read_people(read, label, classes, split, patient, where or {}, domains, problems)
+    further = [column for column in columns if column not in domains]
+    people = _read_people(read, label, classes, split, patient, where or {}, [*domains, *further], problems)
     if manifest is not None:
         source = read_table(manifest, manifest_name)
         files = files_of_manifest(source, patient, listing)
@@ -89,6 +93,7 @@ def load_participants(
     findings += exclude_duplicates(frame)
     exclude_by_choice(frame, volumes, problems)
     _add_domains(frame, people.frame, domains, problems)
+    _add_columns(frame, people.frame, further, list(read.frame.columns), problems)
     problems.check_none()
     samples = frame.loc[frame["rule"] == ""].copy()
     samples["y"] = samples["patient_id"].map(people.frame["y"]).astype("int64")
@@ -97,7 +102,7 @@ def load_participants(
     without_files = sorted(set(usable) - set(samples["patient_id"]))
     findings += _without_files(without_files, len(usable))
     return seal(
-        _as_samples(samples, domains),
+        _as_samples(samples, [*domains, *further]),
         frame.loc[frame["rule"] != ""].assign(sample_id=lambda left: left["relative"])[list(EXCLUDED_COLUMNS)],
         classes,
         findings,
@@ -126,7 +131,9 @@ def _read_people(
     if len(set(classes)) != len(classes) or len(classes) < 2:
         problems.add(f"classes must be two or more different names; got {list(classes)}.")
     if label in domains:
-        problems.add(f"domains holds the label {label!r}, which would show the labels of the test split; take it out.")
+        problems.add(
+            f"domains or columns hold the label {label!r}, which would show the labels of the test split; take it out."
+        )
     problems.check_none()
     assert column is not None
     rows = table.frame.assign(patient_id=table.frame[column], rule="", detail="")
@@ -187,7 +194,7 @@ def _one_row_each(rows: pd.DataFrame, domains: Sequence[str], problems: Problems
         contradictory = several.index[several > 1]
         if len(contradictory):
             lines = live.index[live["patient_id"].isin(contradictory)]
-            remedy = "leave it out of domains" if column in domains else "give each participant one"
+            remedy = "leave it out of domains and columns" if column in domains else "give each participant one"
             problems.add(
                 f"{len(contradictory)} participants have rows with different {what}: {examples(contradictory)} "
                 f"(lines {examples(lines)}); {remedy}."
@@ -242,6 +249,20 @@ def _add_domains(frame: pd.DataFrame, people: pd.DataFrame, domains: Sequence[st
             )
             continue
         frame[domain] = frame[domain].where(~is_missing(frame[domain]), _UNKNOWN)
+
+
+def _add_columns(
+    frame: pd.DataFrame, people: pd.DataFrame, columns: Sequence[str], of_table: Sequence[str], problems: Problems
+) -> None:
+    for column in columns:
+        if column in _OWN_NAMES:
+            problems.add(f"columns: {column!r} means something of its own in a cohort; rename the column.")
+        elif column in people.columns:
+            frame[column] = _look_up(frame["patient_id"], people[column].to_dict())
+        elif column not in frame.columns:
+            near = difflib.get_close_matches(column, [*of_table, *frame.columns], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            problems.add(f"columns: neither the table nor the files have {column!r}.{hint}")
 
 
 def _split_of_samples(samples: pd.DataFrame, people: pd.DataFrame, split: SplitSource | None) -> pd.Series:

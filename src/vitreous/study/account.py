@@ -1,12 +1,14 @@
 """Everything is accounted for: each row of the table and each file, and what became of it."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from vitreous.core.errors import UserError
 from vitreous.core.files import replacing, write_json
+from vitreous.core.finding import Finding
 from vitreous.samples.cohort import Cohort
 from vitreous.study.data import OpenedData
 from vitreous.study.encode import StudyFeatures
@@ -16,8 +18,13 @@ NO_FILE = "participant without a file"
 _KEPT = ["sample_id", "patient_id", "relative", "item", "size", "etag", "split"]
 
 
-def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeatures) -> None:
+def write_account(
+    directory: RunDirectory, data: OpenedData, features: StudyFeatures, findings: Sequence[Finding] = ()
+) -> None:
     """Write manifest.parquet, counts.csv and account.json.
+
+    Args:
+        findings: kept beside those of the cohort.
 
     The manifest has one row per sample with its fate (encoded, quarantined or excluded), the rule or error, and
     the statistics of its volume. Labels are not in it: those of test are sealed.
@@ -40,7 +47,7 @@ def write_account(directory: RunDirectory, data: OpenedData, features: StudyFeat
                 for rule, count in manifest.loc[manifest["fate"] == "excluded", "why"].value_counts().items()
             },
             "patients_without_usable_volume": _patients_lost(data, features),
-            "findings": [vars(finding) for finding in data.cohort.findings],
+            "findings": [vars(finding) for finding in (*data.cohort.findings, *findings)],
         },
     )
 

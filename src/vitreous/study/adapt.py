@@ -5,6 +5,7 @@ Axes: N row, D feature.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
@@ -15,6 +16,7 @@ import pandas as pd
 
 from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
+from vitreous.config.recipes import Recipe
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError
 from vitreous.core.files import replacing, write_json
@@ -24,15 +26,15 @@ from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.progress import progress_bar
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.scores import score_predictions
-from vitreous.recipes.floors import fit_majority
+from vitreous.recipes.floors import fit_majority, shuffled_labels
 from vitreous.recipes.probe_grid import FeatureSet, FittedProbe, ProbeMember, ProbeSettings, fit_probe_grid
 from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logistic_sweep
 from vitreous.recipes.selection import Selection, select_member
 from vitreous.study.adapt_pixels import PixelRun, adapt_on_pixels
-from vitreous.study.encode import StudyFeatures
+from vitreous.study.floors import row_features
 from vitreous.study.heads import Head, is_finished, write_head, write_tensors
 from vitreous.study.partitions import Partition, feature_set
-from vitreous.study.row import Row, is_on_pixels, is_seeded
+from vitreous.study.row import PIXELS, Row, is_on_pixels
 from vitreous.study.run_directory import RunDirectory
 
 # what decides a head besides its settings; raised when the training of heads changes its numbers
@@ -40,19 +42,27 @@ TRAINING_VERSION = 1
 
 
 def adapt_all(
-    run: PixelRun, rows: Sequence[Row], partitions: Sequence[Partition], models: Mapping[str, Mapping[str, Any]]
+    run: PixelRun,
+    rows: Sequence[Row],
+    partitions: Sequence[Partition],
+    models: Mapping[str, Mapping[str, Any]],
+    columns: Sequence[str],
 ) -> None:
     """Fit whatever is not finished yet: rows on features first, since they cost seconds.
 
     Args:
         partitions: of the usable samples.
         models: per encoder, what its ``model.json`` says of it.
+        columns: of the table, for the floor `columns`.
     """
     work = [(row, partition) for row in rows for partition in partitions if not is_on_pixels(row.recipe)]
     with progress_bar("Adapting", len(work)) as advance:
         for row, partition in work:
-            about = models.get(row.encoder, {})
-            _adapt(run.config, run.directory, row, partition, run.features, about, run.runtime.device)
+            matrix_ND = row_features(row, partition, run.features, columns)
+            about = _describe_model(row, models)
+            _adapt(
+                run.config, run.directory, row, partition, run.features.samples, matrix_ND, about, run.runtime.device
+            )
             advance(1)
     for row in rows:
         for partition in partitions:
@@ -60,20 +70,26 @@ def adapt_all(
                 adapt_on_pixels(run, row, row.recipe, partition, models[row.encoder])
 
 
+def _describe_model(row: Row, models: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What ``model.json`` says of the input; a floor other than pixels has no encoder there, so that none predicts."""
+    about = {} if row.features_of is None else models[row.features_of]
+    if row.floor is None or row.floor == PIXELS:
+        return about
+    return {**{name: value for name, value in about.items() if name != "encoder"}, "floor": row.floor}
+
+
 def _adapt(
     config: StudyConfig,
     directory: RunDirectory,
     row: Row,
     partition: Partition,
-    features: StudyFeatures,
+    samples: pd.DataFrame,
+    matrix_ND: npt.NDArray[np.float32],
     model: Mapping[str, Any],
     device: str,
 ) -> None:
     recipe = {} if row.recipe is None else row.recipe.model_dump(mode="json")
     seen = partition.split_N != "test"
-    # the majority floor looks at labels alone
-    nothing_ND = np.zeros((len(features.samples), 1), np.float32)
-    matrix_ND = nothing_ND if row.recipe is None else features.features[row.encoder]
     unit = fingerprint(
         {
             "version": TRAINING_VERSION,
@@ -81,7 +97,7 @@ def _adapt(
             "recipe": recipe,
             "seeds": list(row.seeds),
             "metric": config.metric,
-            "samples": features.samples["sample_id"].to_numpy()[seen].tolist(),
+            "samples": samples["sample_id"].to_numpy()[seen].tolist(),
             "split": partition.split_N[seen].tolist(),
             "y": partition.y_N[seen].tolist(),
             "features": hash_bytes(np.ascontiguousarray(matrix_ND[seen]).tobytes()),
@@ -91,10 +107,10 @@ def _adapt(
     if all(is_finished(folder, unit) for folder in folders.values()):
         return
     aggregate = config.data.aggregate
-    train = feature_set(partition, "train", features.samples, matrix_ND, aggregate)
-    val = feature_set(partition, "val", features.samples, matrix_ND, aggregate)
-    val_ids = features.samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
-    fitted = _fit(row, train, val, len(config.data.classes), device)
+    train = feature_set(partition, "train", samples, matrix_ND, aggregate)
+    val = feature_set(partition, "val", samples, matrix_ND, aggregate)
+    val_ids = samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
+    fitted = fit_row(row, train, val, len(config.data.classes), device)
     val_preds = [_predict(one, val, val_ids, config.data.classes) for one in fitted]
     scores = [score_on_val(predictions, config.metric, aggregate) for predictions in val_preds]
     chosen = select_member(fitted, scores)
@@ -103,24 +119,40 @@ def _adapt(
     # selection lists the chosen members by rising seed; a recipe without chance has the seed 0, whatever the study's
     for seed, member in zip(sorted(row.seeds), chosen.member_idx, strict=True):
         one, predictions = fitted[member], val_preds[member]
-        if predictions is None or (is_seeded(row.recipe) and one.seed != seed):
+        if predictions is None or (row.is_seeded and one.seed != seed):
             raise RunError(f"{row.encoder}/{row.recipe_name}: the wrong member was chosen; please report this.")
         write = partial(write_tensors, one.tensors)
         head = Head(seed, one.settings, write, one.history, one.best_epoch, _number(scores[member]), predictions)
         write_head(folders[seed], head, unit=unit, model=model, recipe=recipe)
 
 
-def _fit(
+def fit_row(
     row: Row, train: FeatureSet, val: FeatureSet, num_classes: int, device: str
 ) -> Sequence[FittedProbe | FittedReference]:
-    match row.recipe:
+    """Every member of a row's grid with every seed.
+
+    The floor of shuffled labels permutes those of training patients anew for each seed; val keeps its own.
+    """
+    if not row.is_shuffled:
+        return _fit(row.recipe, row.seeds, train, val, num_classes, device)
+    fitted: list[FittedProbe | FittedReference] = []
+    for seed in row.seeds:
+        members = _fit(row.recipe, (seed,), shuffled_labels(train, seed), val, num_classes, device)
+        fitted += [replace(one, seed=seed) if isinstance(one, FittedReference) else one for one in members]
+    return fitted
+
+
+def _fit(
+    recipe: Recipe | None, seeds: Sequence[int], train: FeatureSet, val: FeatureSet, num_classes: int, device: str
+) -> Sequence[FittedProbe | FittedReference]:
+    match recipe:
         case None:
             return [fit_majority(train, val, num_classes=num_classes)]
         case LinearProbe() | MlpProbe() as probe:
             return fit_probe_grid(
                 train,
                 val,
-                grid_members(probe, row.seeds),
+                grid_members(probe, seeds),
                 probe_settings(probe),
                 num_classes=num_classes,
                 device=device,
@@ -130,8 +162,8 @@ def _fit(
         case Knn(k=ks, distance=distance):
             return fit_knn_sweep(train, val, ks, num_classes=num_classes, metric=distance)
         case PixelRecipe():
-            raise RunError(f"{row.encoder}/{row.recipe_name}: a recipe on pixels has no features; please report this.")
-    assert_never(row.recipe)
+            raise RunError("a recipe on pixels has no features; please report this with the study file.")
+    assert_never(recipe)
 
 
 def grid_members(probe: LinearProbe | MlpProbe, seeds: Sequence[int]) -> list[ProbeMember]:

@@ -272,6 +272,7 @@ def _open_csv(
         patient=data.patient,
         where=data.where,
         domains=data.domains,
+        columns=data.columns,
         table_names=names if is_each else names[""],
         one_label=data.aggregate != "none",
     )
@@ -304,6 +305,7 @@ def _open_participants(
         where=data.where,
         volumes=data.volumes,
         domains=data.domains,
+        columns=data.columns,
         table_name=data.table,
         manifest_name=data.manifest,
     )

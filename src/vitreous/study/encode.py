@@ -276,7 +276,7 @@ def print_encode(study: str, overrides: Sequence[str]) -> None:
     runtime = resolve_runtime(config)
     data = open_data(config)
     encoders = open_encoders(config, runtime, data.cache, data.modality)
-    rows = rows_of(config, encoders)
+    rows = rows_of(config, encoders, ())  # the floor of columns needs nothing encoded
     features = encode_study(
         config, runtime, data, encoders, frozen=frozen_encoders(rows), on_pixels=encoders_on_pixels(rows)
     )

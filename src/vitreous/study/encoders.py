@@ -11,6 +11,7 @@ from vitreous.core.input_spec import Modality
 from vitreous.core.streams import stream_seed
 from vitreous.encoders.catalog import FAMILIES, build_random_encoder, fetch_encoder, load_encoder
 from vitreous.encoders.encoder import Encoder, Precision
+from vitreous.encoders.family_pixels import PIXELS as PIXELS_FAMILY
 from vitreous.storage.files import fetch_file
 from vitreous.storage.location import S3Options
 from vitreous.storage.staging import StagingCache
@@ -143,11 +144,16 @@ def load_source(
     return load_encoder(path, family, which=source["which"], key_prefix=source["key_prefix"], **how)
 
 
+def has_pixels_floor(config: StudyConfig, modality: Modality) -> bool:
+    """Whether the floor `pixels` is asked for and there is a small copy of such inputs."""
+    return "pixels" in config.floors and modality in PIXELS_FAMILY.default_specs
+
+
 def _pixels_floor(
     config: StudyConfig, runtime: Runtime, cache: StagingCache, modality: Modality
 ) -> list[OpenedEncoder]:
     """The values of a small copy of each input, for the floor `pixels`."""
-    if "pixels" not in config.floors:
+    if not has_pixels_floor(config, modality):
         return []
     source = {"family": "pixels", "options": {}, "input": {}, "modality": modality, "random": {}, "seed": 0}
     built = load_source(source, s3_options(config), cache, device=runtime.device)

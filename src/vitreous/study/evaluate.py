@@ -20,6 +20,7 @@ from vitreous.evidence.scores import confusion_matrix, score_predictions
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.reports.figures import confusion_matrix_svg
 from vitreous.study.encode import StudyFeatures
+from vitreous.study.floors import row_features
 from vitreous.study.heads import hash_model, read_tensors, read_test_logits
 from vitreous.study.ledger import Ledger
 from vitreous.study.partitions import Partition
@@ -33,10 +34,14 @@ def evaluate_all(
     rows: Sequence[Row],
     partitions: Sequence[Partition],
     features: StudyFeatures,
+    columns: Sequence[str],
 ) -> None:
     """Predict and score the test split with every chosen head.
 
     The look is written to the ledger with a fingerprint of all choices before a label is handed out.
+
+    Args:
+        columns: of the table, for the floor `columns`.
     """
     units = [(row, partition, seed) for row in rows for partition in partitions for seed in row.seeds]
     folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
@@ -55,7 +60,7 @@ def evaluate_all(
             ids,
             samples["patient_id"].to_numpy(np.str_)[test_rows],
             np.array([labels[name] for name in ids], dtype=np.int64),
-            _test_logits(row, folder, features, test_rows, ids.tolist(), config.data.classes),
+            _test_logits(row, partition, folder, features, columns, ids.tolist(), config.data.classes),
             config.data.classes,
         )
         _write_scores(folder, test, config.data)
@@ -63,17 +68,17 @@ def evaluate_all(
 
 def _test_logits(
     row: Row,
+    partition: Partition,
     folder: Path,
     features: StudyFeatures,
-    test_rows: npt.NDArray[np.int64],
+    columns: Sequence[str],
     sample_ids: Sequence[str],
     classes: Sequence[str],
 ) -> npt.NDArray[np.float64]:
     if is_on_pixels(row.recipe):
         return read_test_logits(folder, sample_ids, classes)
-    nothing_ND = np.zeros((len(test_rows), 1), np.float32)
-    features_ND = nothing_ND if row.recipe is None else features.features[row.encoder][test_rows]
-    return probe_logits(read_tensors(folder), features_ND)
+    features_ND = row_features(row, partition, features, columns)
+    return probe_logits(read_tensors(folder), features_ND[partition.rows("test")])
 
 
 def _write_scores(folder: Path, test: Predictions, data: Data) -> None:

@@ -89,7 +89,9 @@ def open_model_folder(path: Path, *, checkpoint: str | None = None, device: Devi
             f"{SCHEMA_VERSION}. Use the version that wrote it."
         )
     if "encoder" not in facts:
-        raise UserError(f"{path}: the majority floor looks at no input; give a model with an encoder.")
+        floor = facts.get("floor", "majority")
+        why = "learned from shuffled labels" if floor == "shuffled" else "reads no file"
+        raise UserError(f"{path}: the floor {floor} {why}; give the model of a row with an encoder.")
     source = dict(facts["encoder"])
     if checkpoint is not None:
         if "checkpoint" not in source:

@@ -26,6 +26,7 @@ from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import feature_store
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.floors import plan_floors
 from vitreous.study.partitions import make_partitions
 from vitreous.study.pixel_cost import PixelPlan, plan_pixel_rows
 from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
@@ -113,7 +114,8 @@ def make_plan(config: StudyConfig) -> Plan:
     data = open_data(config, keep_listing=False)
     encoders = open_encoders(config, runtime, data.cache, data.modality)
     check_pixel_recipes(config, data.modality)
-    rows = rows_of(config, encoders)
+    floors = plan_floors(config, data.cohort, data.modality)
+    rows = rows_of(config, encoders, floors.columns)
     check_pixel_rows(config, rows, encoders)
     speed = measure_matmul_flops(runtime)
     costs = _costs(encoders, runtime, speed)
@@ -123,7 +125,7 @@ def make_plan(config: StudyConfig) -> Plan:
     return Plan(
         count_participants(data.cohort),
         {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
-        data.cohort.findings,
+        (*data.cohort.findings, *floors.findings),
         data.cohort.patients_without_files,
         len(samples),
         int(samples["patient_id"].nunique()),

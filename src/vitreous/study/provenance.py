@@ -11,7 +11,7 @@ from typing import Any
 
 from vitreous.config.study import StudyConfig
 from vitreous.core.fingerprints import fingerprint
-from vitreous.samples.cohort import Cohort
+from vitreous.samples.cohort import SAMPLE_COLUMNS, Cohort
 from vitreous.study.runtime import Runtime
 
 SCHEMA_VERSION = 1
@@ -34,8 +34,9 @@ _PACKAGES = (
 
 
 def cohort_fingerprint(cohort: Cohort) -> str:
-    """Names the samples, their files' identity, split and the train and val labels; test labels are sealed."""
+    """Names the samples, their files' identity, split, columns and the train and val labels; test labels are sealed."""
     columns = ["sample_id", "patient_id", "relative", "item", "size", "etag", "split", "y"]
+    columns += [column for column in cohort.samples.columns if column not in SAMPLE_COLUMNS]
     values = {name: cohort.samples[name].tolist() for name in columns}
     if (cohort.samples["split"] == "").all():
         # with folds every label trains in some round

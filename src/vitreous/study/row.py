@@ -7,15 +7,19 @@ from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import LinearProbe, LogisticRegression, MlpProbe, ProbeGrid
 from vitreous.config.recipes import Recipe
 from vitreous.config.study import StudyConfig
+from vitreous.recipes.floors import FLOOR_CS
 from vitreous.study.encoders import FLOOR, OpenedEncoder
 
 MAJORITY = "majority"
+SHUFFLED = "shuffled"
 PIXELS = "pixels"
-# of the untrained floor where the study itself has no recipe on features
+COLUMNS = "columns"
+# of the floors `untrained` and `shuffled` where the study itself has no recipe on features
 FLOOR_PROBE = LinearProbe(kind="linear_probe", grid=ProbeGrid(lr=(1e-4, 1e-3, 1e-2)))
 PIXELS_PROBE = LogisticRegression(
     kind="logistic_regression", C=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2), class_weights="balanced"
 )
+COLUMNS_PROBE = LogisticRegression(kind="logistic_regression", C=FLOOR_CS, class_weights="balanced")
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,43 @@ class Row:
 
     Args:
         recipe: of the study, or of a floor; None for the majority floor, which looks at no feature.
+        features_of: the encoder whose features or prepared inputs it reads; None for the floors `majority` and
+            `columns`, which read none.
+        notes: plain sentences to print with the row.
     """
 
     encoder: str
     recipe_name: str
     recipe: Recipe | None
     seeds: tuple[int, ...]
+    features_of: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def floor(self) -> str | None:
+        """Which floor without an encoder of its own it is."""
+        return self.recipe_name if self.encoder == FLOOR else None
+
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether it learns from labels permuted between training patients."""
+        return self.floor == SHUFFLED
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether chance plays a part; L-BFGS and neighbours give the same for every seed and are run once."""
+        return self.is_shuffled or isinstance(self.recipe, LinearProbe | MlpProbe | PixelRecipe)
 
 
-def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder]) -> list[Row]:
+def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder], columns: Sequence[str]) -> list[Row]:
     """Every encoder with every recipe, then the floors without an encoder.
 
     Random weights that serve as a floor are probed, not trained: with the study's recipes on features, or where it has
     none with one linear probe.
+
+    Args:
+        columns: of the table, for the floor `columns`; see :func:`vitreous.study.floors.plan_floors`. Without any, or
+            where the study takes the floor off, there is no such row.
     """
     rows = []
     for opened in encoders:
@@ -44,25 +72,46 @@ def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder]) -> list[Row]
         if opened.name == FLOOR:
             recipes = {PIXELS: PIXELS_PROBE}
         elif opened.name not in config.encoders:
-            recipes = {name: recipe for name, recipe in recipes.items() if not is_on_pixels(recipe)}
-            recipes = recipes or {"linear_probe": FLOOR_PROBE}
-        rows += [
-            Row(opened.name, name, recipe, config.seeds if is_seeded(recipe) else config.seeds[:1])
-            for name, recipe in recipes.items()
-        ]
-    if "majority" in config.floors:
-        rows.append(Row(FLOOR, MAJORITY, None, config.seeds[:1]))
+            recipes = on_features(config)
+        rows += [_row(config, opened.name, name, recipe, opened.name) for name, recipe in recipes.items()]
+    if SHUFFLED in config.floors:
+        rows.append(_shuffled_row(config))
+    if COLUMNS in config.floors and columns:
+        note = f"logistic regression on {', '.join(columns)}"
+        rows.append(_row(config, FLOOR, COLUMNS, COLUMNS_PROBE, None, (note,)))
+    if MAJORITY in config.floors:
+        rows.append(_row(config, FLOOR, MAJORITY, None, None))
     return rows
+
+
+def on_features(config: StudyConfig) -> dict[str, Recipe]:
+    """The study's recipes on features, or where it has none one linear probe."""
+    recipes = {name: recipe for name, recipe in config.recipes.items() if not is_on_pixels(recipe)}
+    return recipes or {"linear_probe": FLOOR_PROBE}
+
+
+def _shuffled_row(config: StudyConfig) -> Row:
+    """The first encoder and the first recipe on features; each seed permutes the labels anew."""
+    encoder, (name, recipe) = next(iter(config.encoders)), next(iter(on_features(config).items()))
+    note = f"{encoder} / {name}, labels permuted between training patients"
+    return _row(config, FLOOR, SHUFFLED, recipe, encoder, (note,))
+
+
+def _row(
+    config: StudyConfig,
+    encoder: str,
+    recipe_name: str,
+    recipe: Recipe | None,
+    features_of: str | None,
+    notes: tuple[str, ...] = (),
+) -> Row:
+    row = Row(encoder, recipe_name, recipe, config.seeds, features_of, notes)
+    return row if row.is_seeded else Row(encoder, recipe_name, recipe, config.seeds[:1], features_of, notes)
 
 
 def is_on_pixels(recipe: Recipe | None) -> bool:
     """Whether the recipe trains on pixels or voxels rather than on features."""
     return isinstance(recipe, PixelRecipe)
-
-
-def is_seeded(recipe: Recipe | None) -> bool:
-    """Whether chance plays a part; L-BFGS and neighbours give the same for every seed and are run once."""
-    return isinstance(recipe, LinearProbe | MlpProbe | PixelRecipe)
 
 
 def encoders_on_pixels(rows: Sequence[Row]) -> frozenset[str]:
@@ -72,4 +121,4 @@ def encoders_on_pixels(rows: Sequence[Row]) -> frozenset[str]:
 
 def frozen_encoders(rows: Sequence[Row]) -> frozenset[str]:
     """Names of the encoders whose features some row needs."""
-    return frozenset(row.encoder for row in rows if row.recipe is not None and not is_on_pixels(row.recipe))
+    return frozenset(row.features_of for row in rows if row.features_of is not None and not is_on_pixels(row.recipe))

@@ -27,7 +27,11 @@ _NOT_LEARNED = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class KeptRow:
-    """What ``rows.json`` says of one row."""
+    """What ``rows.json`` says of one row.
+
+    Args:
+        features_of: the encoder whose features or inputs it reads; None for the floors `majority` and `columns`.
+    """
 
     encoder: str
     recipe: str
@@ -38,6 +42,7 @@ class KeptRow:
     counts_parameters: bool
     encoder_parameters: int
     on_pixels: bool
+    features_of: str | None
     notes: tuple[str, ...]
 
 
@@ -58,9 +63,10 @@ def write_rows(
                 "is_floor": _is_floor(row, by_name),
                 "is_constant": row.recipe is None and row.recipe_name == MAJORITY,
                 "counts_parameters": row.recipe is not None and not isinstance(row.recipe, Knn),
-                "encoder_parameters": by_name[row.encoder].encoder.receipt.parameters if row.encoder in by_name else 0,
+                "encoder_parameters": by_name[row.features_of].encoder.receipt.parameters if row.features_of else 0,
                 "on_pixels": is_on_pixels(row.recipe),
-                "notes": _notes(by_name[row.encoder]) if row.encoder in by_name else [],
+                "features_of": row.features_of,
+                "notes": [*row.notes, *(_notes(by_name[row.features_of]) if row.features_of else [])],
             }
             for row in rows
         ],
@@ -98,6 +104,7 @@ def read_kept_rows(directory: RunDirectory) -> list[KeptRow]:
             row["counts_parameters"],
             row["encoder_parameters"],
             row["on_pixels"],
+            row["features_of"],
             tuple(row["notes"]),
         )
         for row in json.loads(path.read_text())

@@ -31,6 +31,7 @@ from vitreous.study.encode import (
 )
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.evaluate import evaluate_all
+from vitreous.study.floors import plan_floors
 from vitreous.study.partitions import check_partitions, make_partitions
 from vitreous.study.provenance import cohort_fingerprint, describe_run
 from vitreous.study.report import write_outputs
@@ -80,7 +81,8 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     data = open_data(config)
     check_pixel_recipes(config, data.modality)
     encoders = open_encoders(config, runtime, data.cache, data.modality)
-    rows = rows_of(config, encoders)
+    floors = plan_floors(config, data.cohort, data.modality)
+    rows = rows_of(config, encoders, floors.columns)
     check_pixel_rows(config, rows, encoders)
     hashes = {"cohort": cohort_fingerprint(data.cohort)}
     hashes |= {f"encoders.{opened.name}.weights": opened.encoder.weights_hash for opened in encoders}
@@ -97,14 +99,16 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
         write_data_errors(directory.data_errors, features.quarantined)
         check_usable(config, features, len(data.cohort.samples))
         console.print(describe_encoding(data, features))
-        write_account(directory, data, features)
+        for finding in floors.findings:
+            console.print(f"{finding.title} {finding.remedy}".strip())
+        write_account(directory, data, features, floors.findings)
         partitions = make_partitions(data.cohort, config.folds, features.samples["sample_id"])
         check_partitions(partitions, config.data.classes)
         by_name = {opened.name: opened for opened in encoders}
         run = PixelRun(config, runtime, directory, by_name, features, console)
         models = {opened.name: _describe_model(config, runtime, data, opened) for opened in encoders}
-        adapt_all(run, rows, partitions, models)
-        evaluate_all(config, directory, rows, partitions, features)
+        adapt_all(run, rows, partitions, models, floors.columns)
+        evaluate_all(config, directory, rows, partitions, features, floors.columns)
         write_rounds(directory, config, data.cohort)
         write_rows(directory, rows, encoders, len(partitions) if config.folds else None)
         leaderboard = write_outputs(directory, config.tracker)

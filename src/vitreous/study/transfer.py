@@ -135,6 +135,10 @@ def _choose_rows(kept: Sequence[KeptRow], wanted: Sequence[str], run_dir: Path) 
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(f"{run_dir}: no row {name!r}; the run has {', '.join(names)}.{hint}")
     asked = {name.replace(" ", "") for name in wanted}
+    if unread := [
+        name for name, row in names.items() if name in asked and row.features_of is None and not row.is_constant
+    ]:
+        raise UserError(f"--rows: {', '.join(unread)} reads columns of the run's own table, not files; leave it out.")
     chosen = [row for name, row in names.items() if name in asked]
     if all(row.is_constant for row in chosen):
         raise UserError("--rows names no row with an encoder; the majority floor alone has nothing to transfer.")
@@ -145,7 +149,7 @@ def _open_encoders(
     directory: RunDirectory, config: StudyConfig, runtime: Runtime, data: OpenedData, rows: Sequence[KeptRow]
 ) -> list[OpenedEncoder]:
     """Those the rows need, with the weights that the run used."""
-    needed = {row.encoder for row in rows if not row.is_constant}
+    needed = {row.features_of for row in rows if row.features_of is not None}
     if needed <= set(config.encoders):
         kept = {name: encoder for name, encoder in config.encoders.items() if name in needed}
         config = config.model_copy(update={"encoders": kept, "floors": ()})
@@ -191,7 +195,7 @@ def _transfer_one(
     _claim(folder, settings)
     for inside in [folder.root, *folder.root.glob("**/")]:
         remove_partial_files(inside)
-    frozen = {row.encoder for row in rows if not row.is_constant and not row.on_pixels}
+    frozen = {row.features_of for row in rows if row.features_of is not None and not row.on_pixels}
     on_pixels = {row.encoder for row in rows if row.on_pixels}
     _check_feature_spaces(directory, target, runtime, data, encoders, rows)
     features = encode_study(target, runtime, data, encoders, frozen=frozen, on_pixels=on_pixels)
@@ -257,7 +261,7 @@ def _check_feature_spaces(
         if row.is_constant or row.on_pixels:
             continue
         kept = dict(read_model(directory.unit(row.encoder, row.recipe, row.seeds[0], row.folds[0]))["feature_space"])
-        now = feature_store(target, runtime, data, by_name[row.encoder]).space.describe()
+        now = feature_store(target, runtime, data, by_name[row.features_of or ""]).space.describe()
         for values in (kept, now):
             values.pop("declared", None)
         if different := differing_keys(flatten_keys(kept), flatten_keys(now)):
@@ -357,7 +361,7 @@ def _predict_missing(
 
 def _predict_on_features(unit: Unit, features: StudyFeatures) -> npt.NDArray[np.float64]:
     nothing_ND = np.zeros((len(features.samples), 1), np.float32)
-    features_ND = nothing_ND if unit.row.is_constant else features.features[unit.row.encoder]
+    features_ND = nothing_ND if unit.row.features_of is None else features.features[unit.row.features_of]
     return probe_logits(read_tensors(unit.folder), features_ND)
 
 

@@ -21,7 +21,7 @@ from vitreous.study.run_directory import RunDirectory
 Split = Literal["all", "test"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 # what a cohort given by table and files does not take over: it says of whom the run's own cohort consists
-_OF_THE_SOURCE = ("domains",)
+_OF_THE_SOURCE = ("domains", "columns")
 _ONE_PLACE = {"folder": "files", "npz": "table"}
 
 
