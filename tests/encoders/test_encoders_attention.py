@@ -54,10 +54,15 @@ def test_float32_blocks_are_exact() -> None:
     assert torch.allclose(attend_in_blocks(q, k, v).double(), written_out(q, k, v), atol=1e-5)
 
 
-def test_bfloat16_inference_goes_by_blocks_and_training_keeps_gradients() -> None:
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_bfloat16_inference_goes_by_blocks_where_it_pays_and_training_keeps_gradients(
+    is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitreous.encoders.attention.multiplies_bfloat16_faster", lambda: is_fast)
     q, k, v = draw(64, 1.0)
     with torch.inference_mode():
-        assert torch.equal(attend(q, k, v), attend_in_blocks(q, k, v))
+        fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        assert torch.equal(attend(q, k, v), attend_in_blocks(q, k, v) if is_fast else fused)
     leaf = q.clone().requires_grad_()
     attend(leaf, k, v).sum().backward()
     assert leaf.grad is not None

@@ -3,7 +3,8 @@
 Axes: B batch, H head, N token, E width of one head.
 
 On CPU, `scaled_dot_product_attention` runs in bfloat16 at the speed of float32. Plain matrix products over blocks of
-queries use the bfloat16 instructions, and only one block of scores of one head exists at a time.
+queries use the bfloat16 instructions, which pays where the processor has fast ones, and only one block of scores of one
+head exists at a time.
 """
 
 import math
@@ -11,18 +12,21 @@ import math
 import torch
 from torch.nn import functional as F
 
+from vitreous.core.processor import multiplies_bfloat16_faster
+
 _QUERIES_PER_BLOCK = 256  # scores of a block stay in the last-level cache at some 10,000 tokens
 _SAFE_EXPONENT = 100.0  # 2^100 times a million keys is still far from the largest bfloat16, 2^-100 from the smallest
 _LOG2_E = math.log2(math.e)
 
 
 def attend(q_BHNE: torch.Tensor, k_BHNE: torch.Tensor, v_BHNE: torch.Tensor) -> torch.Tensor:
-    """softmax(q·kᵀ/√E)·v per head; bfloat16 on CPU without gradients goes by blocks of queries.
+    """softmax(q·kᵀ/√E)·v per head; bfloat16 without gradients goes by blocks of queries on CPUs that gain from it.
 
     Source: Vaswani et al. (2017), eq. 1.
     """
     needs_grad = torch.is_grad_enabled() and (q_BHNE.requires_grad or k_BHNE.requires_grad or v_BHNE.requires_grad)
-    if q_BHNE.device.type == "cpu" and q_BHNE.dtype == torch.bfloat16 and not needs_grad:
+    is_bf16_on_cpu = q_BHNE.device.type == "cpu" and q_BHNE.dtype == torch.bfloat16
+    if is_bf16_on_cpu and not needs_grad and multiplies_bfloat16_faster():
         return attend_in_blocks(q_BHNE, k_BHNE, v_BHNE)
     out_BHNE: torch.Tensor = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
     return out_BHNE

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, assert_never
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import ConfigError
 from vitreous.core.input_spec import AnySpec
+from vitreous.core.processor import multiplies_bfloat16_faster
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,5 @@ def _resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: str) -> L
         case "auto":
             if device == "cuda":
                 return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-            # a CPU gains only where it multiplies bf16 in hardware
-            return "bf16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+            return "bf16" if device == "cpu" and multiplies_bfloat16_faster() else "fp32"
     assert_never(asked)
