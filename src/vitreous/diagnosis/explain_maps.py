@@ -1,0 +1,259 @@
+"""Where a model looks, and what of it speaks for a class: one value for each token of the grid.
+
+| method | what | speaks of the class | needs |
+|---|---|---|---|
+| `attention` | the last block's attention, mean over heads | no | attention over all tokens |
+| `rollout` | attention followed back through all blocks, half of each the residual | no | the same |
+| `grad_attention` | the same way back, weights by what raising them does for the class | yes | the same |
+| `token_gradients` | gradient × token at the last block's input, summed over the width, where positive | yes | tokens |
+| `gradcam` | tokens (of a CNN: its last map) weighed by their mean gradient, where positive | yes | tokens or map |
+
+A transformer is walked back block by block: a block is computed anew with gradients, so that memory holds one block
+and the inputs of the others; attention is gone through in blocks of queries. All is exact.
+
+Axes: B batch (1), H head, N token of the grid, P all tokens (prefix first), D width, T·H·W the token grid.
+Sources: Abnar and Zuidema, Quantifying Attention Flow (2020): rollout; Chefer et al., Generic Attention-model
+Explainability (2021): grad_attention; Selvaraju et al., Grad-CAM (2017); Draelos and Carin, HiResCAM (2020):
+gradient × activation.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vitreous.core.errors import UserError
+from vitreous.diagnosis.attention_capture import Attention, AttentionCapture
+from vitreous.diagnosis.attention_weights import attended, attended_by_gradient
+from vitreous.diagnosis.explained_model import ExplainedModel
+from vitreous.encoders.encoder import Tokens
+
+Method = Literal["attention", "rollout", "grad_attention", "token_gradients", "gradcam"]
+METHODS: tuple[Method, ...] = ("attention", "rollout", "grad_attention", "token_gradients", "gradcam")
+ATTENTION_METHODS: frozenset[Method] = frozenset({"attention", "rollout", "grad_attention"})
+CLASS_FREE: frozenset[Method] = frozenset({"attention", "rollout"})  # the same for every class
+
+T = TypeVar("T")
+Map = npt.NDArray[np.float32]
+
+
+def fitting_methods(model: ExplainedModel, x_BCDHW: torch.Tensor) -> tuple[Method, ...]:
+    """The methods that this model allows, found by one pass over an input of its size."""
+    with torch.no_grad():
+        hidden = _inputs_of_blocks(model, x_BCDHW[:1])
+        if not _is_on_tokens(model, hidden[-1]):
+            return ("gradcam",)
+        captured: list[Attention] = []
+        with AttentionCapture(captured.append):
+            model.backbone.run_blocks(hidden[-1], model.backbone.num_blocks - 1, model.backbone.num_blocks)
+    if not _is_over_all_tokens(captured, hidden[-1]):
+        return ("token_gradients", "gradcam")
+    return METHODS
+
+
+def check_methods(asked: Sequence[Method], fitting: Sequence[Method], family: str) -> None:
+    """Raise UserError where a method does not fit the model."""
+    if wrong := [method for method in asked if method not in fitting]:
+        reason = (
+            "its attention is over windows, or none"
+            if set(wrong) <= ATTENTION_METHODS
+            else "it has no tokens to look at"
+        )
+        raise UserError(
+            f"--method: {', '.join(wrong)} cannot be had of this {family} encoder: {reason}. It allows "
+            f"{', '.join(fitting)}."
+        )
+
+
+def explain(model: ExplainedModel, x_BCDHW: torch.Tensor, target: int, methods: Sequence[Method]) -> dict[Method, Map]:
+    """Maps (T, H, W) of one input, float32, never negative.
+
+    Args:
+        x_BCDHW: one input, prepared and normalised.
+        target: index of the class.
+        methods: of :func:`fitting_methods`.
+    """
+    if len(x_BCDHW) != 1:
+        raise ValueError(f"one input at a time; got {len(x_BCDHW)}")
+    with torch.no_grad():
+        hidden = _inputs_of_blocks(model, x_BCDHW)
+    if not _is_on_tokens(model, hidden[-1]):
+        return {"gradcam": _shaped(_grad_cam_at_end(model, x_BCDHW, target), model)}
+    walk = _Walk(model, hidden, target)
+    maps_N = walk.run(methods)
+    return {method: _shaped(maps_N[method], model) for method in methods}
+
+
+def _inputs_of_blocks(model: ExplainedModel, x_BCDHW: torch.Tensor) -> list[torch.Tensor]:
+    """What enters each block."""
+    model.encoder.check_input(x_BCDHW)
+    hidden = [model.backbone.embed(x_BCDHW)]
+    for index in range(model.backbone.num_blocks - 1):
+        hidden.append(model.backbone.run_blocks(hidden[-1], index, index + 1))
+    return hidden
+
+
+def _is_on_tokens(model: ExplainedModel, hidden: torch.Tensor) -> bool:
+    """Whether what enters the last block is a list of tokens, prefix first, those of the grid after it."""
+    extra = hidden.shape[1] - math.prod(model.encoder.grid) if hidden.ndim == 3 else -1
+    return model.backbone.num_prefix_tokens <= extra < 16 and hidden.shape[2] == model.encoder.width
+
+
+def _is_over_all_tokens(captured: Sequence[Attention], hidden: torch.Tensor) -> bool:
+    return (
+        len(captured) == 1
+        and captured[0].q_BHNE.shape[0] == hidden.shape[0]
+        and captured[0].q_BHNE.shape[2] == captured[0].num_tokens == hidden.shape[1]
+    )
+
+
+def _grad_cam_at_end(model: ExplainedModel, x_BCDHW: torch.Tensor, target: int) -> torch.Tensor:
+    with torch.no_grad():
+        tokens = model.encoder(x_BCDHW)
+    tokens_BND = tokens.tokens_BND.detach().requires_grad_()
+    log_odds = model.log_odds(model.read_out(Tokens(tokens_BND, tokens.grid, tokens.cls_BD)), target)
+    (grad_BND,) = torch.autograd.grad(log_odds.sum(), tokens_BND)
+    return grad_cam(tokens_BND.detach()[0], grad_BND[0])
+
+
+def grad_cam(tokens_ND: torch.Tensor, grad_ND: torch.Tensor) -> torch.Tensor:
+    """max(Σ_d mean_n(gradient) · token, 0), (N,). Source: Selvaraju et al. (2017), eqs. 1 and 2."""
+    return (tokens_ND @ grad_ND.mean(0)).clamp_min(0)
+
+
+def token_gradients(tokens_ND: torch.Tensor, grad_ND: torch.Tensor) -> torch.Tensor:
+    """max(Σ_d gradient · token, 0), (N,). Source: Draelos and Carin (2020)."""
+    return (tokens_ND * grad_ND).sum(1).clamp_min(0)
+
+
+def _shaped(map_N: torch.Tensor, model: ExplainedModel) -> Map:
+    values: Map = map_N.reshape(model.encoder.grid).float().cpu().numpy()
+    return values
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One block on the way back; gradients are of the target's log-odds, and None where none are wanted."""
+
+    hidden_BPD: torch.Tensor
+    attention: Attention | None
+    grad_hidden_BPD: torch.Tensor | None
+    grad_out_BHNE: torch.Tensor | None
+
+
+class _Walk:
+    """From the logits back through the blocks of a transformer."""
+
+    def __init__(self, model: ExplainedModel, hidden: list[torch.Tensor], target: int) -> None:
+        self.model = model
+        self.hidden = hidden
+        self.target = target
+        self.num_extra = hidden[-1].shape[1] - math.prod(model.encoder.grid)
+
+    def run(self, methods: Sequence[Method]) -> dict[Method, torch.Tensor]:
+        """One value for each token of the grid, by method."""
+        start_P = self._start()
+        through: dict[Method, torch.Tensor] = {method: start_P for method in methods if method in ATTENTION_METHODS}
+        found: dict[Method, torch.Tensor] = {}
+        needs_all = bool(set(through) - {"attention"})
+        needs_gradients = bool(set(methods) - CLASS_FREE)
+        for number, step in enumerate(self._steps(with_gradients=needs_gradients)):
+            if number == 0:
+                found |= self._at_last_block(step, methods)
+                if "attention" in through:
+                    found["attention"] = self._of_grid(attended(_present(step.attention), through.pop("attention")))
+            if not needs_all:
+                break
+            if "rollout" in through:
+                relevance_P = through["rollout"]
+                through["rollout"] = 0.5 * relevance_P + 0.5 * attended(_present(step.attention), relevance_P)
+            if "grad_attention" in through:
+                relevance_P = through["grad_attention"]
+                through["grad_attention"] = relevance_P + attended_by_gradient(
+                    _present(step.attention), relevance_P, _present(step.grad_out_BHNE)
+                )
+        for method, relevance_P in through.items():
+            # the residual path alone carries the start to itself: the same for every input
+            kept = 0.5 ** len(self.hidden) if method == "rollout" else 1.0
+            found[method] = self._of_grid((relevance_P - kept * start_P).clamp_min(0))
+        return found
+
+    def _start(self) -> torch.Tensor:
+        """Share of each token in what the read-out takes."""
+        model = self.model
+        with torch.no_grad():
+            last = model.backbone.run_blocks(self.hidden[-1], len(self.hidden) - 1, len(self.hidden))
+            start_N = model.read_out.start_N(model.encoder.split(model.backbone.finish(last)))
+        start_P = torch.zeros(self.hidden[-1].shape[1], dtype=torch.float32, device=last.device)
+        if start_N is None:
+            start_P[0] = 1.0
+        else:
+            start_P[self.num_extra :] = start_N
+        return start_P
+
+    def _steps(self, *, with_gradients: bool) -> Iterator[_Step]:
+        gradient: torch.Tensor | None = None
+        for index in reversed(range(len(self.hidden))):
+            captured: list[Attention] = []
+            if not with_gradients:
+                with torch.no_grad(), AttentionCapture(captured.append):
+                    self.model.backbone.run_blocks(self.hidden[index], index, index + 1)
+                yield _Step(self.hidden[index], captured[0] if captured else None, None, None)
+                continue
+            hidden_BPD = self.hidden[index].detach().requires_grad_()
+            with torch.enable_grad(), AttentionCapture(captured.append):
+                left = self.model.backbone.run_blocks(hidden_BPD, index, index + 1)
+                if gradient is None:
+                    score: torch.Tensor = self._log_odds(left)
+                else:
+                    score = (left * gradient).sum()
+            wanted = [hidden_BPD, *(attention.out_BHNE for attention in captured)]
+            gradient, *of_heads = torch.autograd.grad(score, wanted)
+            yield _Step(
+                hidden_BPD.detach(),
+                _detached(captured[0]) if captured else None,
+                gradient,
+                of_heads[0] if of_heads else None,
+            )
+
+    def _log_odds(self, left_BPD: torch.Tensor) -> torch.Tensor:
+        model = self.model
+        tokens = model.encoder.split(model.backbone.finish(left_BPD))
+        return model.log_odds(model.read_out(tokens), self.target).sum()
+
+    def _at_last_block(self, step: _Step, methods: Sequence[Method]) -> dict[Method, torch.Tensor]:
+        rules: dict[Method, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+            "token_gradients": token_gradients,
+            "gradcam": grad_cam,
+        }
+        return {
+            method: rules[method](
+                step.hidden_BPD[0, self.num_extra :], _present(step.grad_hidden_BPD)[0, self.num_extra :]
+            )
+            for method in methods
+            if method in rules
+        }
+
+    def _of_grid(self, relevance_P: torch.Tensor) -> torch.Tensor:
+        return relevance_P[self.num_extra :]
+
+
+def _detached(attention: Attention) -> Attention:
+    return Attention(
+        attention.q_BHNE.detach(),
+        attention.k_BHNE.detach(),
+        attention.v_BHNE.detach(),
+        attention.out_BHNE.detach(),
+        None if attention.bias is None else attention.bias.detach(),
+        attention.scale,
+    )
+
+
+def _present(value: T | None) -> T:
+    if value is None:
+        raise ValueError("this block runs no attention that can be watched; ask for the methods that fit the model")
+    return value
