@@ -201,7 +201,8 @@ def _weighted_auroc(
     won_PQ = (positive_P[:, None] > negative_Q) + 0.5 * (positive_P[:, None] == negative_Q)
     pairs_R = weight_RP.sum(1) * weight_RQ.sum(1)
     won_R = ((weight_RP @ won_PQ) * weight_RQ).sum(1)
-    return np.divide(won_R, pairs_R, out=np.full(len(pairs_R), np.nan), where=pairs_R > 0)
+    area_R: FloatArray = np.divide(won_R, pairs_R, out=np.full(len(pairs_R), np.nan), where=pairs_R > 0)
+    return area_R
 
 
 def find_blindness(alone: Sequence[LabelAlone], name: str) -> list[Finding]:

@@ -132,7 +132,8 @@ def find_overfitting(trainings: Mapping[str, Sequence[TrainingFacts]]) -> list[F
                     "warning",
                     f"{name} fits train far better than val at the epoch that was kept.",
                     f"{worst.metric} {worst.train_at_kept:.3f} on train, {worst.val_at_kept:.3f} on val at epoch "
-                    f"{worst.kept_epoch} of {worst.num_epochs}; a gap over {LARGE_GAP:g} in {len(gaps)} of {len(facts)} trainings",
+                    f"{worst.kept_epoch} of {worst.num_epochs}; a gap over {LARGE_GAP:g} in "
+                    f"{len(gaps)} of {len(facts)} trainings",
                     "More weight decay, dropout or augmentation, fewer trained weights, or more participants.",
                 )
             )
