@@ -154,6 +154,7 @@ class Intervals(Frozen):
 
     resamples: Annotated[int, Field(ge=200, le=100_000)] = 2000
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    method: Literal["percentile", "bca"] = "percentile"
     seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -5,6 +5,7 @@ Axes: C class, R resample, N row (one patient; or one sample, where samples are 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from vitreous.core.input_spec import Modality, item_noun
 from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
+from vitreous.evidence.bca import bootstrap_intervals_with_bca, leave_one_out_weights
 from vitreous.evidence.checks import (
     find_collapsed,
     find_flawless,
@@ -20,17 +22,22 @@ from vitreous.evidence.checks import (
     group_identical,
     group_same_decisions,
 )
-from vitreous.evidence.comparison import Comparison, Difference, compare_with_best, resamples_needed
+from vitreous.evidence.comparison import Comparison, Difference, compare_resampled, resamples_needed
 from vitreous.evidence.intervals import (
     NUM_RESAMPLES,
     Interval,
     bootstrap_intervals,
     check_same_rows,
     find_few_patients,
+    mean_over_seeds,
     mean_scores,
     resample_weights,
 )
+from vitreous.evidence.leaderboard_reach import LeaderboardReach, leaderboard_reach
+from vitreous.evidence.paired_tests import Candidate, PairedTest, paired_tests
 from vitreous.evidence.scores import METRICS, confusion_matrix, score_predictions
+
+Method = Literal["percentile", "bca"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,9 @@ class Leaderboard:
         alpha: of the adjusted tests.
         num_resamples: of the intervals; `num_compared` of the paired tests, where many rows need more.
         findings: about the rows and the size of the test split.
+        paired: every pair of rows by every test, of the higher row minus the lower one.
+        reach: the smallest difference that this cohort can show, and how many patients another one would take.
+        method: of the intervals of values; those of differences are percentile, as the tests are.
         aggregate: what metrics count: patients, or with ``none`` samples, of which intervals and tests then draw those
             of one patient together.
         modality: what a sample is.
@@ -132,8 +142,16 @@ class Leaderboard:
     num_compared: int
     findings: tuple[Finding, ...]
     comparison: Comparison
+    paired: tuple[PairedTest, ...]
+    reach: LeaderboardReach
+    method: Method
     aggregate: Aggregate
     modality: Modality
+
+    @property
+    def banners(self) -> tuple[str, ...]:
+        """What must be read before any number: patients or events too few to take intervals at their word."""
+        return tuple(finding.title for finding in self.findings if finding.code == "few_patients")
 
     @property
     def scored(self) -> str:
@@ -166,6 +184,7 @@ def build_leaderboard(
     num_resamples: int = NUM_RESAMPLES,
     level: float = 0.95,
     alpha: float = 0.05,
+    method: Method = "percentile",
     aggregate: Aggregate = "mean_probability",
     modality: Modality = "volume",
 ) -> Leaderboard:
@@ -176,6 +195,7 @@ def build_leaderboard(
         seed: of the resamples' random stream.
         num_resamples: of the intervals. The paired tests draw more where Holm's correction over all pairs
             needs them; the first `num_resamples` are the same ones.
+        method: of the intervals of values.
         aggregate, modality: see :class:`Leaderboard`. Patients are resampled in either case.
     Raises:
         ValueError: no rows, two rows of one name, rows or seeds that are not about the same patients, seeds that
@@ -188,21 +208,41 @@ def build_leaderboard(
     patient_id_N = test[rows[0].name][0].patient_id_N
     drawn = max(num_resamples, resamples_needed(len(rows), alpha))
     weights_RN = resample_weights(patient_id_N, num_resamples=drawn, rng=numpy_stream(seed, "bootstrap"))
-    comparison = compare_with_best(test, metric, weights_RN, alpha, level)
+    num_patients = len(np.unique(patient_id_N))
+    values = {name: mean_scores(by_seed)[metric] for name, by_seed in test.items()}
+    resampled = {name: mean_over_seeds(by_seed, weights_RN, [metric])[metric] for name, by_seed in test.items()}
+    comparison = compare_resampled(metric, values, resampled, num_patients=num_patients, alpha=alpha, level=level)
+    floors = [floor.name for floor in rows if floor.is_floor]
     notes = _notes(rows, test, comparison)
     built = [
-        _build_row(row, val[row.name], test[row.name], weights_RN[:num_resamples], level, comparison,
-                   [floor.name for floor in rows if floor.is_floor], notes[row.name])
+        _build_row(row, val[row.name], test[row.name], weights_RN[:num_resamples], level, method, comparison, floors,
+                   notes[row.name])
         for row in rows
     ]  # fmt: skip
     built.sort(key=lambda row: (row.rank is None, -_number(row.test[metric].value)))
     findings = find_few_patients(test[rows[0].name][0])
     findings += find_collapsed(test, [row.name for row in rows if row.is_constant])
     findings += find_flawless(test) + find_identical(test)
+    left_out_PN = leave_one_out_weights(patient_id_N)
+    candidates = {
+        row.name: Candidate(
+            dict(zip(row.seeds, test[row.name], strict=True)), _exported_seed(row.seeds, val[row.name], metric),
+            resampled[row.name], mean_over_seeds(test[row.name], left_out_PN, [metric])[metric],
+        )
+        for row in built
+    }  # fmt: skip
     return Leaderboard(
         tuple(built), metric, rows[0].test[min(rows[0].test)].classes, comparison.best, level, alpha, num_resamples,
-        drawn, tuple(findings), comparison, aggregate, modality,
+        drawn, tuple(findings), comparison, paired_tests(candidates, comparison, level),
+        leaderboard_reach(comparison, resampled, floors, num_patients=num_patients, alpha=alpha), method, aggregate,
+        modality,
     )  # fmt: skip
+
+
+def _exported_seed(seeds: Sequence[int], val: Sequence[Predictions], metric: str) -> int:
+    """The seed best on val, the lowest on a tie."""
+    scores = [score_predictions(one.y_true_N, one.probs_NC, one.classes)[metric] for one in val]
+    return max(zip(seeds, scores, strict=True), key=lambda pair: (_number(pair[1]), -pair[0]))[0]
 
 
 def _check_rows(rows: Sequence[RowPredictions], metric: str) -> None:
@@ -224,6 +264,7 @@ def _build_row(
     test: Sequence[Predictions],
     weights_RN: np.ndarray[tuple[int, int], np.dtype[np.uint16]],
     level: float,
+    method: Method,
     comparison: Comparison,
     floors: Sequence[str],
     notes: tuple[str, ...],
@@ -241,7 +282,7 @@ def _build_row(
         num_test_patients=len(np.unique(test[0].patient_id_N)),
         num_test_scored=len(test[0].patient_id_N),
         val=mean_scores(val)[metric],
-        test=bootstrap_intervals(test, weights_RN, level),
+        test=_intervals(test, weights_RN, level, method),
         seed_sd=_seed_sd(test, metric),
         to_best=comparison.difference_to_best(row.name) if comparison.best else Difference(*[no_best] * 5),
         confusion_CC=tuple(tuple(int(count) for count in counts) for counts in np.asarray(confusion_CC)),
@@ -251,6 +292,20 @@ def _build_row(
         not_cleared=() if row.is_floor else tuple(f for f in floors if not comparison.is_better(row.name, f)),
         notes=notes,
     )
+
+
+def _intervals(
+    test: Sequence[Predictions],
+    weights_RN: np.ndarray[tuple[int, int], np.dtype[np.uint16]],
+    level: float,
+    method: Method,
+) -> dict[str, Interval]:
+    match method:
+        case "percentile":
+            return bootstrap_intervals(test, weights_RN, level)
+        case "bca":
+            return {name: both.bca for name, both in bootstrap_intervals_with_bca(test, weights_RN, level).items()}
+    assert_never(method)
 
 
 def _seed_sd(test: Sequence[Predictions], metric: str) -> float | Undefined:

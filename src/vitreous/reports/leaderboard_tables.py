@@ -18,8 +18,10 @@ from vitreous.evidence.comparison import Difference
 from vitreous.evidence.intervals import Interval
 from vitreous.evidence.scores import CLASS_METRICS, METRICS
 from vitreous.reports.leaderboard import Leaderboard, LeaderboardRow
+from vitreous.reports.power import power_sentences
 
 SCHEMA_VERSION = 1
+_METHODS = {"percentile": "percentile", "bca": "BCa"}
 Cell = str | int | float | Undefined | None
 
 
@@ -61,9 +63,12 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
     together = f", whose {leaderboard.scored} are drawn together" if leaderboard.aggregate == "none" else ""
     lines = [
         f"# Leaderboard: {title} on {leaderboard.test_size}", "",
-        f"Means over seeds with {percent} intervals from {leaderboard.num_resamples} resamples of patients{together}. "
+        *(f"**{banner}**\n" for banner in leaderboard.banners),
+        f"Means over seeds with {percent} {_METHODS[leaderboard.method]} intervals from {leaderboard.num_resamples} "
+        f"resamples of patients{together}. "
         f"Rows that share a letter cannot be told apart (paired, Holm over all pairs, {leaderboard.alpha:g}); rank is "
         "1 + the number of rows significantly better.", "",
+        *(f"{sentence}\n" for sentence in power_sentences(leaderboard.reach)),
     ]  # fmt: skip
     others = [name for name in ("balanced_accuracy", "auroc", "accuracy", "macro_f1") if name != leaderboard.metric]
     head = ["rank", "letters", "encoder", "recipe", "seeds", f"val {title}", f"test {title}", "seed sd"]
@@ -116,7 +121,7 @@ def render_terminal(leaderboard: Leaderboard) -> Table:
             footnotes.interval(row.test[leaderboard.metric]), footnotes.number(row.test[extra].value),
         ]  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells), style=style)
-    said = ["Rows that share a letter cannot be told apart."]
+    said = ["Rows that share a letter cannot be told apart.", *leaderboard.banners, *power_sentences(leaderboard.reach)]
     said += [f"[{number}] undefined: {reason}" for reason, number in footnotes.reasons.items()]
     table.caption = Text("\n".join(said))
     return table
@@ -173,6 +178,7 @@ def _row_cells(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]
         "p": row.to_best.p, "p_holm": row.to_best.p_holm, "is_floor": int(row.is_floor),
         "trainable_parameters": row.trainable_parameters, "total_parameters": row.total_parameters,
         **({"n_test_samples": row.num_test_scored} if leaderboard.aggregate == "none" else {}),
+        "interval_method": leaderboard.method,
         "notes": "; ".join(row.notes),
     }  # fmt: skip
     reasons: dict[str, list[str]] = {}

@@ -14,8 +14,10 @@ from vitreous.core.errors import UserError
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import Modality, item_noun
 from vitreous.core.privacy import load_id_key
+from vitreous.reports.comparisons import write_comparisons
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_leaderboard
 from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
+from vitreous.reports.power import write_power
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
 from vitreous.reports.trackers import TrackerKind, log_run
@@ -41,13 +43,15 @@ def _build_leaderboard(rows: Sequence[RowPredictions], config: StudyConfig) -> L
         seed=config.intervals.seed,
         num_resamples=config.intervals.resamples,
         level=config.intervals.level,
+        method=config.intervals.method,
         aggregate=config.data.aggregate,
         modality=config.data.modality,
     )
 
 
 def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -> Leaderboard:
-    """Write leaderboard.csv, leaderboard.md and report.html; with rounds by domain, their train × test matrix.
+    """Write leaderboard.csv, leaderboard.md, comparisons.csv, power.json and report.html; with rounds by domain, their
+    train × test matrix.
 
     Args:
         tracker: is told too, if given.
@@ -58,6 +62,8 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
     config = kept_study(directory)
     leaderboard = leaderboard_of(directory, config)
     write_leaderboard(leaderboard, directory.root)
+    write_comparisons(leaderboard.paired, directory.root)
+    write_power(leaderboard.reach, directory.root)
     if (rounds := read_rounds(directory)) is not None:
         write_domain_matrices(directory, config, rounds, read_tests_by_round(directory, config))
     data = _report_data(directory, config, leaderboard)
@@ -198,5 +204,7 @@ def print_joint_leaderboard(root: Path, folders: Sequence[Path], console: Consol
             f"{root}: the jobs cannot stand in one leaderboard: {error}. Each job has its own in its folder."
         ) from error
     write_leaderboard(leaderboard, root)
+    write_comparisons(leaderboard.paired, root)
+    write_power(leaderboard.reach, root)
     console.print(render_terminal(leaderboard))
     console.print(f"joint leaderboard  {root / 'leaderboard.md'}", highlight=False, soft_wrap=True)
