@@ -111,16 +111,11 @@ class InputSpec(_Frozen):
 
 
 FundusStep = Literal["circle_crop", "ben_graham", "clahe"]
+EndoscopeStep = Literal["border_crop", "centre_crop"]
 
 
-class ImageSpec(_Frozen):
-    """What an encoder expects of one image, applied in this order.
-
-    1. EXIF orientation; grey repeated to, or colour turned to, `channels`.
-    2. The steps of `fundus`, in the order given; none belongs to an encoder, a study asks for them by name.
-    3. `resize`: `squash` to `size`; or `shorter_side` to ``floor(size / crop_pct)``, then a centre crop of `size`;
-       or `pad`: the longer side to `size`, then a border of zeros.
-    4. Values divided by the largest of their format (255 or 65535), then `mean` subtracted, divided by `std`.
+class PictureSpec(_Frozen):
+    """What images and the frames of clips have in common: size, colours and the way there.
 
     Args:
         size: rows and columns in pixels.
@@ -133,7 +128,6 @@ class ImageSpec(_Frozen):
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
-    fundus: tuple[FundusStep, ...] = ()
 
     @property
     def size_DHW(self) -> tuple[int, int, int]:
@@ -141,26 +135,94 @@ class ImageSpec(_Frozen):
         return (1, *self.size)
 
     @model_validator(mode="after")
-    def _consistent(self) -> "ImageSpec":
+    def _colours(self) -> "PictureSpec":
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(
                 f"mean and std need {self.channels} numbers each; got {len(self.mean)} and {len(self.std)}"
             )
         if self.crop_pct != 1.0 and self.resize != "shorter_side":
             raise ValueError(f"crop_pct goes with resize: shorter_side; got resize: {self.resize}")
+        return self
+
+
+class ImageSpec(PictureSpec):
+    """What an encoder expects of one image, applied in this order.
+
+    1. EXIF orientation; grey repeated to, or colour turned to, `channels`.
+    2. The steps of `fundus`, in the order given; none belongs to an encoder, a study asks for them by name.
+    3. `resize`: `squash` to `size`; or `shorter_side` to ``floor(size / crop_pct)``, then a centre crop of `size`;
+       or `pad`: the longer side to `size`, then a border of zeros.
+    4. Values divided by the largest of their format (255 or 65535), then `mean` subtracted, divided by `std`.
+    """
+
+    fundus: tuple[FundusStep, ...] = ()
+
+    @model_validator(mode="after")
+    def _steps(self) -> "ImageSpec":
         if len(set(self.fundus)) != len(self.fundus):
             raise ValueError(f"fundus lists a step twice: {list(self.fundus)}")
         return self
 
 
-AnySpec = InputSpec | ImageSpec
-Modality = Literal["image", "volume"]
+class ClipSpec(PictureSpec):
+    """What an encoder expects of one clip, applied in this order.
+
+    1. `frames` of the video, around the labelled frame or the middle of the stretch that the study names: every
+       `step`-th one, or `fps` a second by their timestamps, or with neither spread evenly over the stretch. Frame
+       ``frames // 2`` is the one in the middle. What would lie before the first or after the last frame repeats that
+       frame. Where the stretch has fewer frames than the encoder needs, `padding` decides: ``none`` refuses the clip,
+       ``repeat`` repeats its first and last frame, ``loop`` begins again.
+    2. Upright by the file's rotation; colour turned to `channels`.
+    3. The steps of `endoscope`, in the order given; none belongs to an encoder: ``border_crop`` cuts away the dark
+       frame around the picture, alike in all frames, ``centre_crop`` keeps the square in the middle.
+    4. `resize` as of an image, every frame alike.
+    5. Values divided by 255, then `mean` subtracted, divided by `std`.
+
+    Args:
+        frames: a multiple of `tubelet`.
+        tubelet: frames that the encoder joins to one token.
+    """
+
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bilinear"
+    frames: PositiveInt = 16
+    step: PositiveInt | None = None
+    fps: PositiveFloat | None = None
+    padding: Literal["none", "repeat", "loop"] = "none"
+    tubelet: PositiveInt = 1
+    endoscope: tuple[EndoscopeStep, ...] = ()
+
+    @property
+    def size_DHW(self) -> tuple[int, int, int]:
+        """What the encoder is given: frames, rows, columns."""
+        return (self.frames, *self.size)
+
+    @model_validator(mode="after")
+    def _sampling(self) -> "ClipSpec":
+        if self.step is not None and self.fps is not None:
+            raise ValueError("step counts frames and fps seconds; give one of them, and null for the other")
+        if self.frames % self.tubelet:
+            raise ValueError(f"frames must be a multiple of the tubelet of {self.tubelet}; got {self.frames}")
+        if len(set(self.endoscope)) != len(self.endoscope):
+            raise ValueError(f"endoscope lists a step twice: {list(self.endoscope)}")
+        return self
+
+
+AnySpec = InputSpec | ImageSpec | ClipSpec
+Modality = Literal["image", "volume", "clip"]
+SPEC_OF: dict[Modality, type[AnySpec]] = {"image": ImageSpec, "volume": InputSpec, "clip": ClipSpec}
+
+
+def modality_of(spec: AnySpec) -> Modality:
+    """What a spec describes."""
+    if isinstance(spec, ImageSpec):
+        return "image"
+    return "clip" if isinstance(spec, ClipSpec) else "volume"
 
 
 def item_noun(modality: Modality, count: int = 2) -> str:
     """What texts call `count` items.
 
-    >>> item_noun("image"), item_noun("volume", 1)
-    ('images', 'volume')
+    >>> item_noun("image"), item_noun("volume", 1), item_noun("clip")
+    ('images', 'volume', 'clips')
     """
     return modality if count == 1 else f"{modality}s"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitreous.core.fingerprints import canonical_json
-from vitreous.core.input_spec import AnySpec, ImageSpec, Modality
+from vitreous.core.input_spec import AnySpec, Modality, modality_of
 from vitreous.encoders.receipt import Receipt
 
 # part of every feature key: rises whenever a change of the forward pass changes any encoder's tokens
@@ -29,7 +29,7 @@ class Tokens:
 
     Args:
         tokens_BND: float32; N is the product of `grid`, in the order T, H, W.
-        grid: tokens along (T, H, W) of the volume; an image has one along T.
+        grid: tokens along (T, H, W) of the volume; an image has one along T, a clip's T is time.
         cls_BD: the class token, float32, where the encoder has one.
     """
 
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
     @property
     def modality(self) -> Modality:
         """What the encoder is given."""
-        return "image" if isinstance(self.spec, ImageSpec) else "volume"
+        return modality_of(self.spec)
 
     @property
     def num_prefix_tokens(self) -> int:

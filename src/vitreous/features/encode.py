@@ -22,7 +22,7 @@ from vitreous.encoders.encoder import Encoder
 from vitreous.features.pixel_store import PixelStore
 from vitreous.features.pooling import pool_tokens
 from vitreous.features.store import EncodedFile, FeatureStore
-from vitreous.inputs.prepare import Decoded, describe_decoded, finish_input, prepare_input
+from vitreous.inputs.prepare import Decoded, describe_decoded, describe_prepared, finish_input, prepare_input
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,21 @@ Staged = tuple[Request, Path | StorageError]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a file became: a tensor or an error for each input spec that asked for it."""
+    """What a file became: a tensor or an error for each input spec that asked for it.
+
+    Args:
+        details: for each input spec, statistics that only hold for it.
+    """
 
     request: Request
     statistics: Mapping[str, Any]
     inputs: Mapping[str, torch.Tensor | InputError]
     unusable: StorageError | CircumstanceError | None = None
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def statistics_for(self, spec_key: str) -> dict[str, Any]:
+        """All that is known of the file for one input spec."""
+        return {**self.statistics, **self.details.get(spec_key, {})}
 
     @property
     def is_bad(self) -> bool:
@@ -117,12 +126,13 @@ class _ShardWriter:
 
     def add(self, prepared: _Prepared) -> None:
         file_id = prepared.request.file_id
+        statistics = prepared.statistics_for(self.spec_key)
         match prepared.inputs.get(self.spec_key):
             case InputError() as error:
-                self.rows.append(EncodedFile(file_id, None, prepared.statistics, type(error).__name__, str(error)))
+                self.rows.append(EncodedFile(file_id, None, statistics, type(error).__name__, str(error)))
             case torch.Tensor() as tensor:
                 self.waiting.append((len(self.rows), tensor))
-                self.rows.append(EncodedFile(file_id, None, prepared.statistics))
+                self.rows.append(EncodedFile(file_id, None, statistics))
         self.num_seen += 1
         # by the file's place in its shard, so that no boundary moves when a file could not be used or a pass is resumed
         place = self.num_seen % self.shard_size
@@ -171,11 +181,12 @@ class _PixelWriter:
 
     def add(self, prepared: _Prepared) -> None:
         file_id = prepared.request.file_id
+        statistics = prepared.statistics_for(self.spec_key)
         match prepared.inputs.get(self.spec_key):
             case InputError() as error:
-                self.task.store.write_error(file_id, prepared.statistics, type(error).__name__, str(error))
+                self.task.store.write_error(file_id, statistics, type(error).__name__, str(error))
             case torch.Tensor() as tensor:
-                self.task.store.write(file_id, tensor, prepared.statistics)
+                self.task.store.write(file_id, tensor, statistics)
                 self.num_written += 1
 
     def flush(self) -> None:
@@ -260,17 +271,23 @@ def _prepare(
     distinct = {_spec_key(spec): spec for spec in specs}
     try:
         decoded = load_input(request, path)
-    except CircumstanceError as error:
+        # frames of a clip are only read here, so that what stops them may still be a circumstance
+        inputs = {key: _try_prepare(decoded, spec) for key, spec in distinct.items()}
+        statistics = describe_decoded(decoded)
+        usable = [key for key, one in inputs.items() if isinstance(one, torch.Tensor)]
+        details = {key: describe_prepared(decoded, distinct[key]) for key in usable}
+    except (CircumstanceError, StorageError) as error:
         return _Prepared(request, {}, {}, unusable=error)
     except InputError as error:
         return _Prepared(request, {}, dict.fromkeys(distinct, error))
-    inputs = {key: _try_prepare(decoded, spec) for key, spec in distinct.items()}
-    return _Prepared(request, describe_decoded(decoded), inputs)
+    return _Prepared(request, statistics, inputs, details=details)
 
 
 def _try_prepare(decoded: Decoded, spec: AnySpec) -> torch.Tensor | InputError:
     try:
         return prepare_input(decoded, spec)
+    except CircumstanceError:
+        raise
     except InputError as error:
         return error
 

@@ -15,7 +15,7 @@ import torch
 from vitreous.core.errors import RunError
 from vitreous.core.files import remove_partial_files, replacing, write_json
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.input_spec import AnySpec, ImageSpec
+from vitreous.core.input_spec import AnySpec, PictureSpec
 from vitreous.features.store import EncodedFile
 
 SCHEMA_VERSION = 1
@@ -26,7 +26,7 @@ class PixelSpace:
     """All that decides a prepared input, apart from the file.
 
     Args:
-        spec: of the encoder; mean and standard deviation of an image come later and are no part of the key.
+        spec: of the encoder; mean and standard deviation of an image or a clip come later and are no part of the key.
         versions: of decoder and preprocessing.
         declared: axes and spacing the study states for files that do not say.
     """
@@ -37,7 +37,7 @@ class PixelSpace:
 
     def describe(self) -> dict[str, Any]:
         """Plain values, as written to ``space.json``."""
-        later = {"mean", "std"} if isinstance(self.spec, ImageSpec) else set()
+        later = {"mean", "std"} if isinstance(self.spec, PictureSpec) else set()
         return {
             "spec": self.spec.model_dump(mode="json", exclude=later),
             "versions": dict(self.versions),

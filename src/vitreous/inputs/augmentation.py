@@ -1,6 +1,6 @@
 """Augmentation of one training input by name and strength. Validation and test never come here.
 
-Axes: C channel, D slice, H row, W column; an image is a volume of one slice.
+Axes: C channel, D slice, H row, W column; an image is a volume of one slice, a clip's slices are its frames.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from vitreous.core.input_spec import AnySpec, ImageSpec, Modality
+from vitreous.core.input_spec import AnySpec, Modality, PictureSpec, modality_of
 from vitreous.core.streams import numpy_stream
 from vitreous.inputs.geometric import Axis, apply_geometry, draw_box, draw_geometry
 from vitreous.inputs.intensity import add_noise, change_intensity, mean_of
@@ -22,14 +22,14 @@ _OF_VOLUMES = ("intensity", "noise")
 class AugmentSettings:
     """Strength of each change; 0 is off.
 
-    For images and volumes: `flip` probability of each axis in `flip_axes`, each on its own; `rotate` largest angle in
-    degrees (volumes: in the slice, in voxels); `crop` largest share of each side that a random crop cuts away before
-    it is resized back, each side on its own; `scale` largest relative change of size, the same for all sides; `erase`
-    probability of one blank box of 2 to 20 % of the area or volume. For images alone: `color` largest relative change
-    of brightness, contrast and saturation; `hue` largest shift in turns; `blur` probability of a Gaussian blur of 0.1
-    to 2 pixels; `randaugment` magnitude 0 to 30 of two operations. For volumes alone: `intensity` largest relative
-    change of contrast and largest shift in standard deviations; `noise` standard deviation of the added noise in
-    standard deviations.
+    All frames of a clip change alike, and it counts as an image. For images and volumes: `flip` probability of each
+    axis in `flip_axes`, each on its own; `rotate` largest angle in degrees (volumes: in the slice, in voxels); `crop`
+    largest share of each side that a random crop cuts away before it is resized back, each side on its own; `scale`
+    largest relative change of size, the same for all sides; `erase` probability of one blank box of 2 to 20 % of the
+    area or volume. For images alone: `color` largest relative change of brightness, contrast and saturation; `hue`
+    largest shift in turns; `blur` probability of a Gaussian blur of 0.1 to 2 pixels; `randaugment` magnitude 0 to 30 of
+    two operations. For volumes alone: `intensity` largest relative change of contrast and largest shift in standard
+    deviations; `noise` standard deviation of the added noise in standard deviations.
     """
 
     flip: float = 0.0
@@ -62,16 +62,18 @@ def check_augment(settings: AugmentSettings, modality: Modality, *, channels: in
         channels: of the encoder's input, where it is known; an image of one channel has no hue.
     """
     foreign: tuple[str, ...]
-    foreign, own = (_OF_VOLUMES, "volumes") if modality == "image" else (_OF_IMAGES, "images")
+    is_picture = modality != "volume"
+    foreign, own = (_OF_VOLUMES, "volumes") if is_picture else (_OF_IMAGES, "images")
     problems = [
         f"augment.{name} is for {own} and has no effect on {modality}s; got {getattr(settings, name)}, leave it out."
         for name in foreign
         if getattr(settings, name)
     ]
-    if modality == "image" and "D" in settings.flip_axes:
-        problems.append("augment.flip_axes names D, and an image has no slices; use H and W.")
-    if modality == "image" and settings.hue and channels == 1:
-        problems.append(f"augment.hue has no effect on images of one channel; got {settings.hue}, leave it out.")
+    if is_picture and "D" in settings.flip_axes:
+        what = "an image" if modality == "image" else "a clip"
+        problems.append(f"augment.flip_axes names D, and {what} has no slices; use H and W.")
+    if is_picture and settings.hue and channels == 1:
+        problems.append(f"augment.hue has no effect on {modality}s of one channel; got {settings.hue}, leave it out.")
     return problems
 
 
@@ -84,8 +86,8 @@ def augment(prepared_CDHW: torch.Tensor, settings: AugmentSettings, spec: AnySpe
     after normalisation, and the volume's mean.
 
     Args:
-        prepared_CDHW: as `prepare_input` gives it: an image, uint8 or float32 in [0, 1]; a volume, normalised, float32.
-            It is not modified.
+        prepared_CDHW: as `prepare_input` gives it: an image or a clip, uint8 or float32 in [0, 1]; a volume,
+            normalised, float32. It is not modified.
 
     Returns:
         The same size, float32: an image in [0, 1], a volume of normalised values.
@@ -93,21 +95,22 @@ def augment(prepared_CDHW: torch.Tensor, settings: AugmentSettings, spec: AnySpe
     Raises:
         ValueError: settings without effect on such inputs (see `check_augment`), or a tensor of another kind.
     """
-    is_image = isinstance(spec, ImageSpec)
-    if problems := check_augment(settings, "image" if is_image else "volume", channels=spec.channels):
+    if problems := check_augment(settings, modality_of(spec), channels=spec.channels):
         raise ValueError(" ".join(problems))
-    kinds = (torch.uint8, torch.float32) if is_image else (torch.float32,)
+    kinds = (torch.uint8, torch.float32) if isinstance(spec, PictureSpec) else (torch.float32,)
     if prepared_CDHW.ndim != 4 or prepared_CDHW.dtype not in kinds:
         raise ValueError(
             f"augment takes (C, D, H, W) of {' or '.join(str(kind) for kind in kinds)}; got "
             f"{tuple(prepared_CDHW.shape)} of {prepared_CDHW.dtype}. Give it what prepare_input returns."
         )
-    if isinstance(spec, ImageSpec):
-        return _augment_image(prepared_CDHW, settings, spec, rng_seed)
+    if isinstance(spec, PictureSpec):
+        return _augment_picture(prepared_CDHW, settings, spec, rng_seed)
     return _augment_volume(prepared_CDHW, settings, rng_seed)
 
 
-def _augment_image(image_CDHW: torch.Tensor, settings: AugmentSettings, spec: ImageSpec, rng_seed: int) -> torch.Tensor:
+def _augment_picture(
+    image_CDHW: torch.Tensor, settings: AugmentSettings, spec: PictureSpec, rng_seed: int
+) -> torch.Tensor:
     if settings.is_off:
         return image_CDHW.float() / 255 if image_CDHW.dtype == torch.uint8 else image_CDHW
     from vitreous.inputs import color  # torchvision takes over a second to import
@@ -115,14 +118,17 @@ def _augment_image(image_CDHW: torch.Tensor, settings: AugmentSettings, spec: Im
     if settings.randaugment:
         image_CDHW = color.randaugment(image_CDHW, settings.randaugment, numpy_stream(rng_seed, "randaugment"))
     image_CDHW = image_CDHW.float() / 255 if image_CDHW.dtype == torch.uint8 else image_CDHW
-    image_CDHW = _move(image_CDHW, settings, rng_seed, fill=0.0).clamp(0, 1)  # interpolation rounds past 1
+    # frames as channels of one slice: time is neither moved nor cut, and every frame moves alike
+    moved = _move(image_CDHW.flatten(0, 1)[:, None], settings, rng_seed, fill=0.0)
+    image_CDHW = moved.reshape(image_CDHW.shape).clamp(0, 1)  # interpolation rounds past 1
     if settings.color or settings.hue:
         image_CDHW = color.jitter_color(image_CDHW, settings.color, settings.hue, numpy_stream(rng_seed, "color"))
     rng = numpy_stream(rng_seed, "blur")
     if settings.blur and rng.random() < settings.blur:
         image_CDHW = color.blur(image_CDHW, sigma=rng.uniform(0.1, 2.0))
-    fill_C = torch.tensor(spec.mean, dtype=torch.float32)
-    return _erase(image_CDHW, settings, rng_seed, fill_C)
+    fill_C = torch.tensor(spec.mean, dtype=torch.float32).repeat_interleave(image_CDHW.shape[1])
+    erased = _erase(image_CDHW.flatten(0, 1)[:, None], settings, rng_seed, fill_C)
+    return erased.reshape(image_CDHW.shape)
 
 
 def _augment_volume(volume_CDHW: torch.Tensor, settings: AugmentSettings, rng_seed: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Changes of an image's colours and sharpness: jitter, blur, RandAugment.
 
-Axes: C channel (one or three), D slice (one), H row, W column.
+Axes: C channel (one or three), D slice (one of an image, the frames of a clip), H row, W column. What is drawn holds
+for all frames alike.
 """
 
 import math
@@ -28,21 +29,21 @@ def jitter_color(image_CDHW: torch.Tensor, strength: float, hue: float, rng: np.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
     turns = float(rng.uniform(-hue, hue))
-    image_CHW = image_CDHW[:, 0]
+    frames_DCHW = image_CDHW.transpose(0, 1)
     if strength:
-        image_CHW = tv.adjust_brightness(image_CHW, float(brightness))
-        image_CHW = adjust_contrast(image_CHW, float(contrast))
-        image_CHW = tv.adjust_saturation(image_CHW, float(saturation))
+        frames_DCHW = tv.adjust_brightness(frames_DCHW, float(brightness))
+        frames_DCHW = adjust_contrast(frames_DCHW, float(contrast))
+        frames_DCHW = tv.adjust_saturation(frames_DCHW, float(saturation))
     if hue:
-        image_CHW = tv.adjust_hue(image_CHW, turns)
-    return image_CHW[:, None]
+        frames_DCHW = tv.adjust_hue(frames_DCHW, turns)
+    return frames_DCHW.transpose(0, 1)
 
 
 def adjust_contrast(image_CHW: torch.Tensor, factor: float) -> torch.Tensor:
     """Times `factor` about the mean of the grey image, as torchvision's, with a mean that does not depend on the
-    number of threads."""
+    number of threads; of several frames it is that of all."""
     whole = image_CHW.dtype == torch.uint8
-    grey_1HW = tv.rgb_to_grayscale(image_CHW.float()) if image_CHW.shape[0] == 3 else image_CHW.float()
+    grey_1HW = tv.rgb_to_grayscale(image_CHW.float()) if image_CHW.shape[-3] == 3 else image_CHW.float()
     mean = mean_of(grey_1HW.floor() if whole else grey_1HW)
     changed_CHW = (image_CHW * factor + mean * (1 - factor)).clamp(0, 255 if whole else 1)
     return changed_CHW.to(image_CHW.dtype)
@@ -54,8 +55,8 @@ def blur(image_CDHW: torch.Tensor, *, sigma: float) -> torch.Tensor:
     reach = min(math.ceil(3 * sigma), height - 1, width - 1)
     if reach < 1:
         return image_CDHW
-    blurred_CHW: torch.Tensor = tv.gaussian_blur(image_CDHW[:, 0], [2 * reach + 1] * 2, [sigma, sigma])
-    return blurred_CHW[:, None].clamp(0, 1)
+    blurred_DCHW: torch.Tensor = tv.gaussian_blur(image_CDHW.transpose(0, 1), [2 * reach + 1] * 2, [sigma, sigma])
+    return blurred_DCHW.transpose(0, 1).clamp(0, 1)
 
 
 def randaugment(
@@ -71,11 +72,11 @@ def randaugment(
     neighbour, uncovered pixels 0.
     """
     names = list(OPERATIONS)
-    image_CHW = image_CDHW[:, 0]
+    frames_DCHW = image_CDHW.transpose(0, 1)
     for _ in range(num_ops):
         name, sign = names[int(rng.integers(len(names)))], float(rng.choice([-1.0, 1.0]))
-        image_CHW = OPERATIONS[name](image_CHW, magnitude / (_MAGNITUDES - 1), sign)
-    return image_CHW[:, None]
+        frames_DCHW = OPERATIONS[name](frames_DCHW, magnitude / (_MAGNITUDES - 1), sign)
+    return frames_DCHW.transpose(0, 1)
 
 
 def _affine(

@@ -1,4 +1,4 @@
-"""Numbers that describe a volume or an image, for the doctor and the cohort's outliers.
+"""Numbers that describe a volume, an image or a clip, for the doctor and the cohort's outliers.
 
 Axes: C channel, D slice, H row, W column, V value.
 """
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitreous.inputs.clip import Clip
 from vitreous.inputs.image import Image
 from vitreous.inputs.preprocessing import mean_and_std
 from vitreous.inputs.volume import Volume
@@ -92,3 +93,24 @@ def image_statistics(image: Image) -> dict[str, float | int]:
     if channels == 3:
         row |= dict(zip(("mean_r", "mean_g", "mean_b"), means_C, strict=True))
     return row
+
+
+def clip_statistics(clip: Clip) -> dict[str, float | int]:
+    """Length, shape, and values of the frame in the middle (the labelled one) as a flat row.
+
+    Returns:
+        ``frames`` of the stretch, ``video_frames``, ``fps`` (from the median distance of the stretch's frames; 0 of a
+        single frame), ``duration_s``; then as :func:`image_statistics`.
+
+    Raises:
+        InputError: the frame cannot be decoded.
+    """
+    times_s = clip.source.times_s[clip.start : clip.stop]
+    distance_s = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 0.0
+    return {
+        "frames": clip.num_frames,
+        "video_frames": len(clip.source.times_s),
+        "fps": 1 / distance_s if distance_s else 0.0,
+        "duration_s": float(times_s[-1] - times_s[0]) + distance_s,
+        **image_statistics(Image(clip.read([clip.middle])[0])),
+    }

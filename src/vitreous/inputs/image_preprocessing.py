@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 from PIL.Image import Resampling
 
 from vitreous.core.errors import InputError
-from vitreous.core.input_spec import ImageSpec
+from vitreous.core.input_spec import ImageSpec, PictureSpec
 from vitreous.inputs.fundus import apply_fundus_steps
 from vitreous.inputs.image import Image, Pixels
 
@@ -29,7 +29,7 @@ _RESAMPLING = {
 #: An image whose sides differ more is none, and its shorter side could not be enlarged within memory.
 _MAX_ASPECT_RATIO = 100
 #: Share of red, green and blue in the luma of ITU-R BT.601, in 1 / 65536, as Pillow has them.
-_LUMA_C = np.array([19595, 38470, 7471], dtype=np.uint32)
+LUMA_C = np.array([19595, 38470, 7471], dtype=np.uint32)
 
 
 def prepare_image(image: Image, spec: ImageSpec) -> torch.Tensor:
@@ -49,7 +49,7 @@ def prepare_image(image: Image, spec: ImageSpec) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(resized_HWC.transpose(2, 0, 1)))[:, None]
 
 
-def normalise_image(prepared_CDHW: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
+def normalise_image(prepared_CDHW: torch.Tensor, spec: PictureSpec) -> torch.Tensor:
     """Step 4 of the spec: values to [0, 1], minus the mean, divided by the standard deviation of each channel.
 
     Args:
@@ -62,7 +62,7 @@ def normalise_image(prepared_CDHW: torch.Tensor, spec: ImageSpec) -> torch.Tenso
         ValueError: another type or number of channels.
     """
     if prepared_CDHW.ndim < 4 or prepared_CDHW.shape[-4] != spec.channels:
-        raise ValueError(f"expected (..., {spec.channels}, 1, H, W); got {tuple(prepared_CDHW.shape)}")
+        raise ValueError(f"expected (..., {spec.channels}, D, H, W); got {tuple(prepared_CDHW.shape)}")
     match prepared_CDHW.dtype:
         case torch.uint8:
             unit_CDHW = prepared_CDHW.to(torch.float32).div_(255)
@@ -86,7 +86,7 @@ def _with_channels(pixels_HWC: Pixels, num_channels: int) -> Pixels:
         return pixels_HWC
     if stored == 1:
         return pixels_HWC.repeat(num_channels, axis=-1)
-    luma_HW = ((pixels_HWC.astype(np.uint32) * _LUMA_C).sum(-1, dtype=np.uint32) + 0x8000) >> 16
+    luma_HW = ((pixels_HWC.astype(np.uint32) * LUMA_C).sum(-1, dtype=np.uint32) + 0x8000) >> 16
     luma_HWC: Pixels = luma_HW[..., None].astype(pixels_HWC.dtype)
     return luma_HWC
 
@@ -95,13 +95,13 @@ def _resize(pixels_HWC: Pixels, spec: ImageSpec) -> npt.NDArray[np.uint8] | npt.
     height, width = spec.size
     match spec.resize:
         case "squash":
-            return _resample(pixels_HWC, (height, width), spec)
+            return resample_pixels(pixels_HWC, (height, width), spec)
         case "shorter_side":
-            resized_HWC = _resample(pixels_HWC, _shorter_side_size(pixels_HWC.shape, spec), spec)
+            resized_HWC = resample_pixels(pixels_HWC, shorter_side_size(pixels_HWC.shape, spec), spec)
             top, left = (round((have - want) / 2) for have, want in zip(resized_HWC.shape[:2], spec.size, strict=True))
             return resized_HWC[top : top + height, left : left + width]
         case "pad":
-            resized_HWC = _resample(pixels_HWC, _longer_side_size(pixels_HWC.shape, spec), spec)
+            resized_HWC = resample_pixels(pixels_HWC, longer_side_size(pixels_HWC.shape, spec), spec)
             top, left = (round((want - have) / 2) for have, want in zip(resized_HWC.shape[:2], spec.size, strict=True))
             padded_HWC = np.zeros((height, width, resized_HWC.shape[2]), dtype=resized_HWC.dtype)
             padded_HWC[top : top + resized_HWC.shape[0], left : left + resized_HWC.shape[1]] = resized_HWC
@@ -110,7 +110,7 @@ def _resize(pixels_HWC: Pixels, spec: ImageSpec) -> npt.NDArray[np.uint8] | npt.
             assert_never(spec.resize)
 
 
-def _shorter_side_size(shape: tuple[int, ...], spec: ImageSpec) -> tuple[int, int]:
+def shorter_side_size(shape: tuple[int, ...], spec: PictureSpec) -> tuple[int, int]:
     """Rows and columns before the crop, rounded as torchvision does for squares and timm for other sizes."""
     height, width = shape[:2]
     if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
@@ -126,7 +126,7 @@ def _shorter_side_size(shape: tuple[int, ...], spec: ImageSpec) -> tuple[int, in
     return max(round(height / ratio), spec.size[0]), max(round(width / ratio), spec.size[1])
 
 
-def _longer_side_size(shape: tuple[int, ...], spec: ImageSpec) -> tuple[int, int]:
+def longer_side_size(shape: tuple[int, ...], spec: PictureSpec) -> tuple[int, int]:
     """Rows and columns inside the border, rounded as PIL.ImageOps.pad does; at least one."""
     height, width = shape[:2]
     target_h, target_w = spec.size
@@ -135,8 +135,8 @@ def _longer_side_size(shape: tuple[int, ...], spec: ImageSpec) -> tuple[int, int
     return target_h, max(round(width / height * target_h), 1)
 
 
-def _resample(
-    pixels_HWC: Pixels, size: tuple[int, int], spec: ImageSpec
+def resample_pixels(
+    pixels_HWC: Pixels, size: tuple[int, int], spec: PictureSpec
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
     """Pixels of another size: uint8 as Pillow rounds them, or float32 in [0, 1] where they have 16 bits."""
     filter_ = _RESAMPLING[spec.interpolation]

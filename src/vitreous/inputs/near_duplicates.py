@@ -1,22 +1,26 @@
 """Images and volumes that show the same thing: equal values, or a perceptual hash that differs in few bits.
 
 The hash is imagehash's pHash with 16 × 16 bits: signs, against their median, of the low frequencies of a grey 64 × 64
-picture; of a volume, of its mean projection along D. How the threshold of 18 bits was chosen: on the 516 photographs
-of IDRiD (132,870 pairs) copies made by JPEG at quality 70, ±15 % brightness or contrast, half size or 224 × 224 differ
-from their original in at most 14 bits, and different photographs in at least 26. In RetinaMNIST (28 × 28 pixels) the 21
-pairs up to 18 bits all lie inside a split, as pictures of one eye do; the nearest across splits differ in 20. 64 bits
-do not part the two: in IDRiD 378 pairs of different photographs lie within 4 bits, where copies reach 4.
+picture; of a volume, of its mean projection along D; of a clip, of the frame in its middle. How the threshold of 18
+bits was chosen: on the 516 photographs of IDRiD (132,870 pairs) copies made by JPEG at quality 70, ±15 % brightness or
+contrast, half size or 224 × 224 differ from their original in at most 14 bits, and different photographs in at least
+26. In RetinaMNIST (28 × 28 pixels) the 21 pairs up to 18 bits all lie inside a split, as pictures of one eye do; the
+nearest across splits differ in 20. 64 bits do not part the two: in IDRiD 378 pairs of different photographs lie within
+4 bits, where copies reach 4.
 
 Axes: N item, H row, W column, C channel, D slice; B bit of the hash.
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vitreous.inputs.clip import Clip
 from vitreous.inputs.image import Image
 from vitreous.inputs.prepare import Decoded
+from vitreous.inputs.volume import Volume
 
 MAX_DISTANCE = 18  # bits of 256
 _HASH_SIDE = 16
@@ -26,9 +30,19 @@ _BLOCK = 2048  # rows compared at a time
 
 
 def digest_pixels(decoded: Decoded) -> str:
-    """A name of the decoded values, their type and shape, whatever the file around them; 32 hex digits."""
-    values = decoded.pixels_HWC if isinstance(decoded, Image) else decoded.voxels_DHW
-    digest = hashlib.blake2b(f"{values.dtype}{values.shape}".encode(), digest_size=16)
+    """A name of the decoded values, their type and shape, whatever the file around them; 32 hex digits.
+
+    Of a clip it is that of the frame in its middle, with the length of the stretch.
+    """
+    values: npt.NDArray[Any]
+    match decoded:
+        case Image():
+            values, length = decoded.pixels_HWC, ""
+        case Clip():
+            values, length = decoded.read([decoded.middle])[0], f"{decoded.num_frames} frames"
+        case _:
+            values, length = decoded.voxels_DHW, ""
+    digest = hashlib.blake2b(f"{length}{values.dtype}{values.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
@@ -82,9 +96,9 @@ def find_near_pairs(
 
 
 def _grey(decoded: Decoded) -> npt.NDArray[np.float32]:
-    if not isinstance(decoded, Image):
+    if isinstance(decoded, Volume):
         return np.ascontiguousarray(decoded.voxels_DHW.mean(axis=0), dtype=np.float32)
-    pixels_HWC = decoded.pixels_HWC
+    pixels_HWC = decoded.pixels_HWC if isinstance(decoded, Image) else decoded.read([decoded.middle])[0]
     if pixels_HWC.shape[-1] == 1:
         return pixels_HWC[..., 0].astype(np.float32)
     weights_C = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from vitreous.core.errors import UserError
-from vitreous.core.input_spec import ImageSpec, InputSpec
+from vitreous.core.input_spec import SPEC_OF
 from vitreous.encoders.catalog import build_random_encoder
 from vitreous.encoders.encoder import Encoder
 from vitreous.features.pooling import Pooling, pool_tokens
@@ -98,13 +98,12 @@ class ExportedModel(nn.Module):
 
 def build_exported_model(config: Mapping[str, Any]) -> ExportedModel:
     """The network of :meth:`ExportedModel.describe`, in eval mode; weights are to be loaded."""
-    kind = ImageSpec if config["modality"] == "image" else InputSpec
     encoder = build_random_encoder(
         config["family"],
         architecture=config["architecture"],
         seed=0,
         modality=config["modality"],
-        spec=kind(**config["spec"]),
+        spec=SPEC_OF[config["modality"]](**config["spec"]),
         trainable=True,  # batch norms stay apart, as they were exported
     ).requires_grad_(False)
     shape = HeadShape(tuple(config["head"]["widths"]), config["head"]["activation"])

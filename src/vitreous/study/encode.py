@@ -15,15 +15,17 @@ from vitreous.config.compose import load_study
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import RunError, TooManyQuarantinedError
 from vitreous.core.files import replacing
-from vitreous.core.input_spec import AnySpec, ImageSpec
+from vitreous.core.input_spec import AnySpec, ClipSpec, ImageSpec
 from vitreous.core.progress import Advance, progress_bar
 from vitreous.encoders.encoder import FORWARD_VERSION, Encoder
 from vitreous.features.encode import EncoderTask, PassSummary, PixelTask, encode_missing, files_in_use
 from vitreous.features.pixel_store import PixelSpace, PixelStore
 from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
+from vitreous.inputs.clip_preprocessing import CLIP_PREPROCESSING_VERSION
 from vitreous.inputs.image_files import IMAGE_DECODER_VERSION
 from vitreous.inputs.image_preprocessing import IMAGE_PREPROCESSING_VERSION
 from vitreous.inputs.preprocessing import PREPROCESSING_VERSION
+from vitreous.inputs.video import VIDEO_DECODER_VERSION
 from vitreous.inputs.volume import DECODER_VERSION
 from vitreous.storage.locks import exclusive
 from vitreous.study.data import OpenedData, open_data
@@ -90,6 +92,12 @@ def pixel_store(config: StudyConfig, data: OpenedData, opened: OpenedEncoder) ->
 def _input_versions(spec: AnySpec) -> dict[str, int]:
     if isinstance(spec, ImageSpec):
         return {"decoder": IMAGE_DECODER_VERSION, "preprocessing": IMAGE_PREPROCESSING_VERSION}
+    if isinstance(spec, ClipSpec):
+        return {
+            "decoder": VIDEO_DECODER_VERSION,
+            "frame decoder": IMAGE_DECODER_VERSION,
+            "preprocessing": CLIP_PREPROCESSING_VERSION,
+        }
     return {"decoder": DECODER_VERSION, "preprocessing": PREPROCESSING_VERSION}
 
 

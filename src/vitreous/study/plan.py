@@ -16,7 +16,7 @@ from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import LinearProbe, MlpProbe
 from vitreous.config.study import KFolds, StudyConfig
 from vitreous.core.finding import Finding
-from vitreous.core.input_spec import ImageSpec, item_noun
+from vitreous.core.input_spec import PictureSpec, item_noun
 from vitreous.encoders.encoder import Encoder
 from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory
 from vitreous.study.account import count_participants, pivot_counts
@@ -172,7 +172,8 @@ def _pixel_bytes(data: OpenedData, encoders: Sequence[OpenedEncoder]) -> int:
     """Encoders of one input share their prepared inputs; images have a byte a value, volumes four."""
     specs = {opened.encoder.spec.model_dump_json(): opened.encoder.spec for opened in encoders}
     each = [
-        math.prod(spec.size_DHW) * spec.channels * (1 if isinstance(spec, ImageSpec) else 4) for spec in specs.values()
+        math.prod(spec.size_DHW) * spec.channels * (1 if isinstance(spec, PictureSpec) else 4)
+        for spec in specs.values()
     ]
     return len(data.requests) * sum(each)
 

@@ -21,7 +21,7 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.errors import TooManyQuarantinedError, UserError
 from vitreous.core.files import remove_partial_files, replacing
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.input_spec import AnySpec, ImageSpec, item_noun
+from vitreous.core.input_spec import AnySpec, PictureSpec, item_noun
 from vitreous.core.predictions import Predictions
 from vitreous.core.progress import Advance, progress_bar
 from vitreous.inputs.volume import DeclaredAxes
@@ -178,7 +178,7 @@ def _predict(
 
 def _piece_size(spec: AnySpec, batch_size: int) -> int:
     """Whole batches, and no more prepared inputs than the disk should hold at a time."""
-    bytes_each = spec.channels * math.prod(spec.size_DHW) * (1 if isinstance(spec, ImageSpec) else 4)
+    bytes_each = spec.channels * math.prod(spec.size_DHW) * (1 if isinstance(spec, PictureSpec) else 4)
     most = min(_MAX_PIECE, _MAX_PREPARED_BYTES // bytes_each)
     return max(1, most // batch_size) * batch_size
 
