@@ -16,6 +16,7 @@ from torch import nn
 from vitreous.core.predictions import Predictions
 from vitreous.core.streams import numpy_stream
 from vitreous.recipes.feature_set import FeatureSet
+from vitreous.recipes.grid_losses import LossSettings
 from vitreous.recipes.probe_grid import ProbeMember, ProbeSettings, fit_probe_grid
 
 C = 3
@@ -86,7 +87,7 @@ def train_alone(train: FeatureSet, val: FeatureSet, member: ProbeMember, setting
         lr=member.learning_rate,
         foreach=False,
     )
-    criterion = nn.CrossEntropyLoss(reduction="none", label_smoothing=settings.label_smoothing)
+    criterion = nn.CrossEntropyLoss(reduction="none", label_smoothing=settings.loss.label_smoothing)
     size = settings.batch_size or len(x)
     chunks = [list(range(a, min(a + size, len(x)))) for a in range(0, len(x), size)]
     if len(chunks) > 1 and len(chunks[-1]) == 1:
@@ -163,7 +164,9 @@ MEMBERS = [
     "settings",
     [
         ProbeSettings(epochs=12, batch_size=16, warmup_epochs=2, patience=3, min_delta=0.02),
-        ProbeSettings(epochs=12, batch_size=None, warmup_epochs=0, patience=None, label_smoothing=0.1),
+        ProbeSettings(
+            epochs=12, batch_size=None, warmup_epochs=0, patience=None, loss=LossSettings(label_smoothing=0.1)
+        ),
     ],
     ids=["minibatches with early stopping", "full batch with label smoothing"],
 )

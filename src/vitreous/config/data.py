@@ -15,9 +15,14 @@ from pydantic import (
 
 from vitreous.config.model import Frozen
 from vitreous.core.input_spec import Modality
+from vitreous.core.label_sets import MAX_LABELS, Task
 from vitreous.core.predictions import Aggregate
 
 Scalar = str | int | float | bool
+# one column of classes, or a column for each of several labels
+LabelColumns = str | tuple[str, ...]
+# of several labels, the share of annotators from which one is present
+Agreement = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 SplitName = Literal["train", "val", "test"]
 
@@ -76,6 +81,46 @@ class CohortData(Frozen):
     aggregate: Aggregate = "mean_probability"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.05
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_classes(cls, values: Any) -> Any:
+        """Several label columns name the labels, unless `classes` gives them other names."""
+        label = values.get("label") if isinstance(values, dict) else None
+        if not isinstance(label, list | tuple) or not all(isinstance(one, str) for one in label):
+            return values
+        if len(set(label)) != len(label):
+            raise ValueError(f"label lists a column twice: {list(label)}")
+        if not 2 <= len(label) <= MAX_LABELS:
+            raise ValueError(
+                f"a list names 2 to {MAX_LABELS} labels; got {len(label)}. One column of classes is label: NAME with "
+                "its classes"
+            )
+        return values if "classes" in values else {**values, "classes": list(label)}
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> "CohortData":
+        label, agreement = getattr(self, "label", None), getattr(self, "agreement", None)
+        if isinstance(label, tuple):
+            if len(label) != len(self.classes):
+                raise ValueError(f"{len(self.classes)} classes for {len(label)} columns of label; leave classes out")
+        elif agreement is not None:
+            raise ValueError("agreement has no effect with one label column; it is for label: [A, B]")
+        return self
+
+    @property
+    def _without_effect(self) -> set[str]:
+        return {key for key in ("agreement", "label") if getattr(self, key, None) is None}
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what has no effect."""
+        return {name: value for name, value in dump(self).items() if name not in self._without_effect}
+
+    @property
+    def task(self) -> Task:
+        """Whether a sample has one class, or any number of the labels that `label` lists."""
+        return "multi_label" if isinstance(getattr(self, "label", None), tuple) else "multi_class"
+
     @field_validator("classes")
     @classmethod
     def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -114,7 +159,8 @@ class ParticipantsData(VolumeData):
     pattern: str = "retinal_oct/structural_oct/{device}/{patient}/*.dcm"
     refresh_listing: bool = False
     patient: str = "participant_id"
-    label: str
+    label: LabelColumns
+    agreement: Agreement | None = None
     split: Annotated[_Column | _Fractions | _FilesOfIds, _FORM] = "recommended_split"
     where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     volumes: Literal["all", "first", "one per eye"] | dict[str, Scalar | list[Scalar]] = "all"
@@ -137,11 +183,10 @@ class ParticipantsData(VolumeData):
             raise ValueError("manifest and pattern both say whose each file is; leave one of them out")
         return self
 
-    @model_serializer(mode="wrap")
-    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the pattern that a manifest replaces."""
-        without = {"pattern"} if self.manifest is not None else set()
-        return {name: value for name, value in dump(self).items() if name not in without}
+    @property
+    def _without_effect(self) -> set[str]:
+        """The pattern that a manifest replaces."""
+        return super()._without_effect | ({"pattern"} if self.manifest is not None else set())
 
     @field_validator("split")
     @classmethod
@@ -158,6 +203,8 @@ class NpzData(VolumeData):
     kind: Literal["npz"]
     # an npz file cannot say its axes, so the study must
     axes: str
+    # names of the columns of labels of the shape (items, labels); class indices have none
+    label: tuple[str, ...] | None = None
     patient: str | None = None
 
     @property
@@ -193,11 +240,10 @@ class NpzData(VolumeData):
             raise ValueError(f"axes {self.axes} says that the items are images; {' and '.join(idle)} is for volumes")
         return self
 
-    @model_serializer(mode="wrap")
-    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is for volumes where the items are images."""
-        without = {"spacing_mm", "max_volume_gb"} if self.is_image else set()
-        return {name: value for name, value in dump(self).items() if name not in without}
+    @property
+    def _without_effect(self) -> set[str]:
+        """What is for volumes where the items are images."""
+        return super()._without_effect | ({"spacing_mm", "max_volume_gb"} if self.is_image else set())
 
 
 class ImageData(CohortData):
@@ -223,7 +269,8 @@ class CsvData(ImageData):
     table: str | dict[SplitName, str]
     files: str | dict[SplitName, str]
     image: str
-    label: str
+    label: LabelColumns
+    agreement: Agreement | None = None
     label_map: dict[str, str] | None = None
     patient: str | None = None
     split: Annotated[_Column | _Fractions | _ValFraction | _FilesOfIds, _FORM] | None = None
@@ -277,6 +324,8 @@ class CsvData(ImageData):
     def _map_problems(self) -> list[str]:
         if self.label_map is None:
             return []
+        if self.task == "multi_label":
+            return ["label_map has no effect with several label columns, whose cells are 0 and 1"]
         problems = []
         if unknown := sorted(set(self.label_map.values()) - set(self.classes)):
             problems.append(f"label_map names {unknown}, which are not among the classes {list(self.classes)}")

@@ -4,11 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from vitreous.config.losses import CrossEntropy, Dropout, Focal, NonNegative, Ordinal
 from vitreous.config.model import Frozen
 from vitreous.config.probe_recipes import (
     ClassWeights,
-    Dropout,
-    NonNegative,
     PositiveFloat,
     PositiveInt,
     spell_class_weights,
@@ -59,28 +58,6 @@ class Augment(Frozen):
         if "flip_axes" in self.model_fields_set and self.flip == 0:
             raise ValueError("flip_axes has no effect without flip, the probability")
         return self
-
-
-class CrossEntropy(Frozen):
-    """Softmax cross-entropy with optional label smoothing."""
-
-    kind: Literal["cross_entropy"] = "cross_entropy"
-    label_smoothing: Dropout = 0.0
-
-
-class Focal(Frozen):
-    """Focal loss (Lin et al., 2017): cross-entropy times (1 - p)^gamma."""
-
-    kind: Literal["focal"] = "focal"
-    gamma: NonNegative = 2.0
-
-
-class Ordinal(Frozen):
-    """For grades: squared distance of cumulative probabilities (earth mover's, Hou et al., 2016) on top of
-    cross-entropy, which keeps the outputs logits of the classes."""
-
-    kind: Literal["ordinal"] = "ordinal"
-    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
 
 
 Loss = Annotated[CrossEntropy | Focal | Ordinal, Field(discriminator="kind")]

@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from vitreous.config.losses import Asymmetric, CrossEntropy, Dropout, Focal, NonNegative, Ordinal
 from vitreous.config.model import Frozen
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
+ProbeLoss = Annotated[CrossEntropy | Focal | Ordinal | Asymmetric, Field(discriminator="kind")]
 ClassWeights = Literal["none", "balanced"] | tuple[PositiveFloat, ...]
 
 
@@ -47,6 +47,8 @@ class _Probe(Frozen):
     dropout: Dropout = 0.0
     class_weights: ClassWeights = "none"
     label_smoothing: Dropout = 0.0
+    loss: ProbeLoss = CrossEntropy()
+    sampler: Literal["natural", "balanced"] = "natural"
     warmup_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     patience: PositiveInt | None = 10
     min_delta: NonNegative = 0.0
@@ -59,15 +61,22 @@ class _Probe(Frozen):
 
     @model_serializer(mode="wrap")
     def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the values that an axis under `grid` replaces: they have no effect."""
-        replaced = {axis for axis, values in self.grid if values is not None}
-        return {name: value for name, value in dump(self).items() if name not in replaced}
+        """Without the values that an axis under `grid` replaces, or that another loss does not read."""
+        without = {axis for axis, values in self.grid if values is not None}
+        without |= {"loss"} if isinstance(self.loss, CrossEntropy) else {"label_smoothing"}
+        without |= {"sampler"} if self.sampler == "natural" else set()
+        return {name: value for name, value in dump(self).items() if name not in without}
 
     @model_validator(mode="after")
     def _one_place(self) -> "_Probe":
         for axis, values in self.grid:
             if values is not None and axis in self.model_fields_set:
                 raise ValueError(f"{axis} stands both at the top and under grid; leave one of them out")
+        if isinstance(self.loss, CrossEntropy):
+            if "label_smoothing" in self.loss.model_fields_set:
+                raise ValueError("label_smoothing of a probe stands beside loss, not in it")
+        elif self.label_smoothing:
+            raise ValueError(f"label_smoothing has no effect with the loss {self.loss.kind}")
         if self.warmup_epochs != "auto" and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be fewer than epochs ({self.epochs})")
         return self

@@ -14,11 +14,14 @@ from pydantic import (
 )
 
 from vitreous.config.data import Data
+from vitreous.config.losses import loss_problem
 from vitreous.config.model import Frozen
+from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.recipes import Recipe
 from vitreous.config.search import SearchConfig
 from vitreous.config.search_space import Search, resolve_search
 from vitreous.core.errors import ConfigError
+from vitreous.core.label_sets import Task
 
 # names become folders of the run directory
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -176,6 +179,13 @@ class Cache(Frozen):
     max_gb: Annotated[float, Field(gt=0)] = 50
 
 
+MetricName = Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc", "map", "exact_match"]
+METRICS_OF: dict[Task, tuple[MetricName, ...]] = {  # the first is the default
+    "multi_class": ("balanced_accuracy", "accuracy", "macro_f1", "auroc"),
+    "multi_label": ("map", "auroc", "balanced_accuracy", "macro_f1", "exact_match"),
+}
+
+
 class StudyConfig(Frozen):
     """The question: data × encoders × recipes × seeds."""
 
@@ -186,7 +196,7 @@ class StudyConfig(Frozen):
     floors: tuple[Floor, ...] = ("majority", "shuffled", "untrained", "pixels", "columns")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     folds: Folds | None = None
-    metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
+    metric: MetricName = "balanced_accuracy"
     features: Features = Features()
     intervals: Intervals = Intervals()
     search: SearchConfig | None = None
@@ -210,6 +220,16 @@ class StudyConfig(Frozen):
             values["data"].pop("split", None)
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_labels(cls, values: Any) -> Any:
+        """Several labels a sample are judged by mAP unless the study says otherwise."""
+        data = values.get("data") if isinstance(values, dict) else None
+        label = data.get("label") if isinstance(data, dict) else getattr(data, "label", None)
+        if isinstance(label, list | tuple) and "metric" not in values:
+            return {**values, "metric": METRICS_OF["multi_label"][0]}
+        return values
+
     @field_validator("seeds", "floors")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -230,6 +250,11 @@ class StudyConfig(Frozen):
             for name in self.recipes
             if re.fullmatch(r"(fold|seed)\d+", name)
         ]
+        task = self.data.task
+        if self.metric not in METRICS_OF[task]:
+            kind = "one class a sample" if task == "multi_class" else "several labels a sample"
+            problems.append(f"metric: {self.metric!r} is not for {kind}; known are {', '.join(METRICS_OF[task])}")
+        problems += [problem for name, recipe in self.recipes.items() for problem in _task_problems(name, recipe, task)]
         for name, recipe in self.recipes.items():
             weights = [recipe.class_weights] if hasattr(recipe, "class_weights") else []
             weights += list(recipe.grid.class_weights or ()) if hasattr(recipe, "grid") else []
@@ -284,6 +309,20 @@ class StudyConfig(Frozen):
             num_classes=len(self.data.classes),
             has_folds=self.folds is not None,
         )
+
+
+def _task_problems(name: str, recipe: Recipe, task: Task) -> list[str]:
+    """What of a recipe does not go with this kind of label."""
+    problems = []
+    monitor = getattr(recipe, "monitor", None)
+    if monitor is not None and monitor not in METRICS_OF[task]:
+        problems.append(f"recipes.{name}.monitor: {monitor!r}; known are {', '.join(METRICS_OF[task])}")
+    loss = getattr(recipe, "loss", None)
+    if loss is not None and (problem := loss_problem(loss, is_of_labels=task == "multi_label")):
+        problems.append(f"recipes.{name}: {problem}")
+    if task == "multi_label" and isinstance(recipe, PixelRecipe):
+        problems.append(f"recipes.{name}: recipes on pixels do not train several labels yet; take a probe on features")
+    return problems
 
 
 # Keys that say where things are kept or shown, not what is computed: a run continues under other values of them.

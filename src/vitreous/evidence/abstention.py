@@ -17,7 +17,8 @@ from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import mean_or_undefined
 from vitreous.evidence.intervals import Interval, check_same_rows, percentile_interval
 from vitreous.evidence.one_vs_rest import finite_probs
-from vitreous.evidence.scores import FloatArray, score_resamples
+from vitreous.evidence.scores import FloatArray
+from vitreous.evidence.task_scores import resample_rows
 
 COVERAGES = tuple(k / 20 for k in range(2, 21))
 _BLOCK_ELEMENTS = 1 << 20
@@ -82,7 +83,7 @@ def abstention_curve(
             kept_N = kept_rows(finite_probs(one).max(axis=1), asked)
             answered_N = answered_N | kept_N
             weights = np.concatenate([np.ones((1, len(kept_N))), drawn_RN]) * kept_N
-            scored = score_resamples(one.y_true_N, one.probs_NC, one.classes, weights, [metric])[metric]
+            scored = resample_rows(one, weights, [metric])[metric]
             values.append(_value(scored[0], one, kept_N, metric))
             resampled.append(scored[1:])
             shares.append(float(kept_N.mean()) if len(kept_N) else 0.0)

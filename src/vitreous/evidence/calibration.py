@@ -196,14 +196,7 @@ def divide_patients(predictions: Predictions, share: float, rng: np.random.Gener
 
 def restrict(predictions: Predictions, patients_P: npt.NDArray[np.str_]) -> Predictions:
     """The rows of these patients, in the order they stand in."""
-    kept_N = np.isin(predictions.patient_id_N, patients_P)
-    return replace(
-        predictions,
-        sample_id_N=predictions.sample_id_N[kept_N],
-        patient_id_N=predictions.patient_id_N[kept_N],
-        y_true_N=predictions.y_true_N[kept_N],
-        scores_NC=predictions.scores_NC[kept_N],
-    )
+    return predictions.select(np.isin(predictions.patient_id_N, patients_P))
 
 
 def calibration_intervals(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import name_label_set
 from vitreous.core.predictions import Predictions
 
 SAME_PROBABILITY = 1e-12  # two rows whose probabilities are nowhere further apart are identical
@@ -135,7 +136,8 @@ def _is_flat(one: Predictions) -> bool:
 
 def _collapsed_finding(name: str, by_seed: Sequence[Predictions], collapsed: Mapping[int, int]) -> Finding:
     classes = by_seed[0].classes
-    predicted = " or ".join(repr(classes[c]) for c in sorted(set(collapsed.values())))
+    task = by_seed[0].task
+    predicted = " or ".join(repr(name_label_set(y, classes, task)) for y in sorted(set(collapsed.values())))
     rows, counted = len(by_seed[0].y_true_N), _counted(by_seed[0])
     spread = max(_spread(by_seed[k]) for k in collapsed)
     return Finding(

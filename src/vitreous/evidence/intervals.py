@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import memberships
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
-from vitreous.evidence.scores import FloatArray, metric_names, score_predictions, score_resamples
+from vitreous.evidence.scores import FloatArray
+from vitreous.evidence.task_scores import TASK_SCORES, metric_names_of, resample_rows, score_rows
 
 NUM_RESAMPLES = 2000
 MAX_UNDEFINED_SHARE = 0.05  # of the resamples; beyond it the rest no longer stands for all of them
@@ -81,18 +83,16 @@ def mean_over_seeds(
         ValueError: no seed, or the seeds are not about the same rows.
     """
     check_same_rows({f"seed {k}": predictions for k, predictions in enumerate(predictions_by_seed)})
-    by_seed = [
-        score_resamples(one.y_true_N, one.probs_NC, one.classes, weights_RN, names) for one in predictions_by_seed
-    ]
+    by_seed = [resample_rows(one, weights_RN, names) for one in predictions_by_seed]
     return {name: np.mean([values[name] for values in by_seed], axis=0) for name in by_seed[0]}
 
 
 def mean_scores(predictions_by_seed: Sequence[Predictions]) -> dict[str, float | Undefined]:
     """Each metric of the cohort itself, mean over the seeds; undefined where it is for any seed."""
     check_same_rows({f"seed {k}": predictions for k, predictions in enumerate(predictions_by_seed)})
-    by_seed = [score_predictions(one.y_true_N, one.probs_NC, one.classes) for one in predictions_by_seed]
+    by_seed = [score_rows(one) for one in predictions_by_seed]
     result: dict[str, float | Undefined] = {}
-    for name in metric_names(predictions_by_seed[0].classes):
+    for name in metric_names_of(predictions_by_seed[0]):
         values = [scores[name] for scores in by_seed]
         defined = [value for value in values if not isinstance(value, Undefined)]
         missing = [value for value in values if isinstance(value, Undefined)]
@@ -158,6 +158,8 @@ def check_same_rows(named: dict[str, Predictions]) -> None:
         raise ValueError("there are no predictions to score")
     (first_name, first), *others = named.items()
     for name, other in others:
+        if other.task != first.task:
+            raise ValueError(f"{name} and {first_name} differ in the kind of their labels: {other.task}, {first.task}")
         if other.classes != first.classes:
             raise ValueError(f"{name} and {first_name} differ in their classes: {other.classes} and {first.classes}")
         for field in ("sample_id_N", "patient_id_N", "y_true_N"):
@@ -174,8 +176,9 @@ def find_few_patients(predictions: Predictions, cohort: str = "The test split", 
     patients, patient_N = np.unique(predictions.patient_id_N, return_inverse=True)
     # a patient counts once for each class of his rows
     pairs_2M = np.unique(np.stack([patient_N, predictions.y_true_N]), axis=1)
-    counts_C = np.bincount(pairs_2M[1], minlength=len(predictions.classes))
-    named = dict(zip(predictions.classes, counts_C.tolist(), strict=True))
+    has_MC = memberships(pairs_2M[1], len(predictions.classes), predictions.task)
+    counts_C = [len(np.unique(pairs_2M[0][has_M])) for has_M in has_MC.T]
+    named = dict(zip(predictions.classes, counts_C, strict=True))
     few = [f"{name} {count}" for name, count in named.items() if count < FEW_PATIENTS_PER_CLASS]
     evidence = f"{len(patients)} patients: " + ", ".join(f"{name} {count}" for name, count in named.items())
     remedy = "Read every interval as a lower bound of the uncertainty; test on more patients or pool folds."
@@ -184,8 +187,9 @@ def find_few_patients(predictions: Predictions, cohort: str = "The test split", 
     elif len(patients) < FEW_PATIENTS:
         title = f"{cohort} has {len(patients)} patients: below {FEW_PATIENTS}, intervals come out too narrow."
     elif few:
+        noun = {"class": "Classes", "label": "Labels"}[TASK_SCORES[predictions.task].noun]
         title = (
-            f"Classes with fewer than {FEW_PATIENTS_PER_CLASS} {short} patients ({', '.join(few)}): "
+            f"{noun} with fewer than {FEW_PATIENTS_PER_CLASS} {short} patients ({', '.join(few)}): "
             "their intervals come out too narrow."
         )
     else:

@@ -70,7 +70,7 @@ class ClassMetric:
     reason: Callable[[Tally, Sequence[str], int], str]
 
 
-def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+def weighted_ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     """Quotient, NaN where the denominator is 0."""
     result = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
@@ -93,19 +93,19 @@ def _predicted(tally: Tally) -> FloatArray:
 
 
 def _accuracy(tally: Tally) -> FloatArray:
-    return _ratio(_correct(tally).sum(axis=0), tally.confusion_CCR.sum(axis=(0, 1)))
+    return weighted_ratio(_correct(tally).sum(axis=0), tally.confusion_CCR.sum(axis=(0, 1)))
 
 
 def _recall(tally: Tally) -> FloatArray:
-    return _ratio(_correct(tally), _actual(tally))
+    return weighted_ratio(_correct(tally), _actual(tally))
 
 
 def _precision(tally: Tally) -> FloatArray:
-    return _ratio(_correct(tally), _predicted(tally))
+    return weighted_ratio(_correct(tally), _predicted(tally))
 
 
 def _f1(tally: Tally) -> FloatArray:
-    values_CR = _ratio(2 * _correct(tally), _actual(tally) + _predicted(tally))
+    values_CR = weighted_ratio(2 * _correct(tally), _actual(tally) + _predicted(tally))
     return np.where(_actual(tally) > 0, values_CR, np.nan)
 
 
@@ -212,7 +212,7 @@ def quadratic_weighted_kappa(confusion_CCR: FloatArray) -> FloatArray:
     distance_CC = (grades_C[:, None] - grades_C[None, :]) ** 2.0
     observed_R = np.einsum("tp,tpr->r", distance_CC, confusion_CCR)
     chance_R = np.einsum("tp,tr,pr->r", distance_CC, confusion_CCR.sum(axis=1), confusion_CCR.sum(axis=0))
-    return 1.0 - _ratio(observed_R * confusion_CCR.sum(axis=(0, 1)), chance_R)
+    return 1.0 - weighted_ratio(observed_R * confusion_CCR.sum(axis=(0, 1)), chance_R)
 
 
 def tally(
@@ -252,7 +252,7 @@ def tally(
         confusion.append(_weighted_confusion(y_true_N, y_pred_N, num_classes, weights_NR))
         if with_auroc:
             areas.append(
-                np.stack([_weighted_auroc(y_true_N == c, probs_NC[:, c], weights_NR) for c in range(num_classes)])
+                np.stack([weighted_auroc(y_true_N == c, probs_NC[:, c], weights_NR) for c in range(num_classes)])
             )
     return Tally(np.concatenate(confusion, axis=-1), np.concatenate(areas, axis=-1) if with_auroc else None, present_C)
 
@@ -313,7 +313,7 @@ def _weighted_confusion(y_true_N: IntArray, y_pred_N: IntArray, num_classes: int
     return confusion.reshape(num_classes, num_classes, -1)
 
 
-def _weighted_auroc(is_positive_N: npt.NDArray[np.bool_], scores_N: FloatArray, weights_NR: FloatArray) -> FloatArray:
+def weighted_auroc(is_positive_N: npt.NDArray[np.bool_], scores_N: FloatArray, weights_NR: FloatArray) -> FloatArray:
     """Share of weighted (positive, negative) pairs in the right order, ties one half; NaN without pairs.
 
     Whole-number weights give exact sums, whatever the order of the rows.
@@ -329,7 +329,7 @@ def _weighted_auroc(is_positive_N: npt.NDArray[np.bool_], scores_N: FloatArray, 
     outranked_PR += below_QR[upper_P]
     positive_PR = weights_NR[positive]
     doubled_R = np.einsum("pr,pr->r", positive_PR, outranked_PR)
-    return _ratio(0.5 * doubled_R, positive_PR.sum(axis=0) * below_QR[-1])
+    return weighted_ratio(0.5 * doubled_R, positive_PR.sum(axis=0) * below_QR[-1])
 
 
 def _check_indices(name: str, indices_N: IntArray, num_classes: int) -> None:

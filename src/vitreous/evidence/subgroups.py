@@ -8,7 +8,7 @@ computed: the cell says why it is empty, and holds no number.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.intervals import Interval, bootstrap_intervals, check_same_rows
-from vitreous.evidence.scores import METRICS, metric_names
+from vitreous.evidence.task_scores import TASK_SCORES, metric_names_of
 
 MIN_GROUP_PATIENTS = 20
 MIN_CLASS_PATIENTS = 5
@@ -69,16 +69,16 @@ def subgroup_intervals(
         raise ValueError(f"each row has a group; got {len(group_N)} for {len(first.y_true_N)} rows")
     if min_patients < 1 or min_class_patients < 1:
         raise ValueError(f"cells need at least 1 patient; got bounds {min_patients} and {min_class_patients}")
-    known = metric_names(first.classes)
+    known = metric_names_of(first)
     wanted = list(known if names is None else names)
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"no such metric: {unknown}; known are {list(known)}")
     named_N = np.array([str(name).strip() or NOT_STATED for name in group_N.tolist()], dtype=np.str_)
-    occurring = np.unique(first.y_true_N).tolist()
+    occurring = np.flatnonzero(first.targets_NC.any(axis=0)).tolist()
     groups = []
     for name in np.unique(named_N).tolist():
         members_N = named_N == name
-        by_seed = [_rows(one, members_N) for one in predictions_by_seed]
+        by_seed = [one.select(members_N) for one in predictions_by_seed]
         num_patients = len(np.unique(by_seed[0].patient_id_N))
         if num_patients < min_patients:
             reason = Undefined(f"fewer than {min_patients} patients")
@@ -100,31 +100,29 @@ def subgroup_intervals(
     return groups
 
 
-def _rows(one: Predictions, members_N: npt.NDArray[np.bool_]) -> Predictions:
-    return replace(
-        one,
-        sample_id_N=one.sample_id_N[members_N],
-        patient_id_N=one.patient_id_N[members_N],
-        y_true_N=one.y_true_N[members_N],
-        scores_NC=one.scores_NC[members_N],
-    )
-
-
 def _too_few(metric: str, one: Predictions, occurring: Sequence[int], least: int) -> Undefined | None:
     """Why a cell is left out; None where it is not."""
 
     def patients(rows_N: npt.NDArray[np.bool_]) -> int:
         return len(np.unique(one.patient_id_N[rows_N]))
 
-    if metric == "accuracy":
+    if metric in ("accuracy", "exact_match"):
         return None
-    if metric in METRICS:
-        needed = occurring
+    scores = TASK_SCORES[one.task]
+    targets_NC = one.targets_NC
+    if metric in scores.metrics:
+        needed, needs_rest = occurring, one.task == "multi_label"
     else:
-        kind, _, label = metric.partition("_")
-        c = one.classes.index(label)
-        if kind == "auroc" and patients(one.y_true_N != c) < least:
-            return Undefined(f"fewer than {least} patients of a class other than {label!r}")
-        needed = [c]
-    few = [one.classes[c] for c in needed if patients(one.y_true_N == c) < least]
+        kind, c = next(
+            (kind, c)
+            for kind in scores.class_metrics
+            for c, name in enumerate(one.classes)
+            if metric == f"{kind}_{name}"
+        )
+        needed, needs_rest = [c], kind == "auroc" or one.task == "multi_label"
+    for c in needed if needs_rest else ():
+        if patients(~targets_NC[:, c]) < least:
+            other = "a class other than" if scores.noun == "class" else "rows without the label"
+            return Undefined(f"fewer than {least} patients of {other} {one.classes[c]!r}")
+    few = [one.classes[c] for c in needed if patients(targets_NC[:, c]) < least]
     return Undefined(f"fewer than {least} patients of {', '.join(map(repr, few))}") if few else None

@@ -72,3 +72,42 @@ def count_participants(y_of_train_patients: npt.NDArray[np.int64], num_classes: 
             f"{counts_C.tolist()}. Leave the class out of `classes` or change the split."
         )
     return counts_C
+
+
+def positive_weights(
+    policy: Literal["none", "balanced"] | Sequence[float], present_UC: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """How much more a row with the label counts in its loss than one without, shape (C,): torch's ``pos_weight``.
+
+    Args:
+        policy: ``none`` is 1 for each label; ``balanced`` is rows without / rows with, so that both weigh the same
+            together; a sequence is taken as it stands.
+        present_UC: labels of each participant of the training split, or of each row where rows are scored by
+            themselves.
+    Raises:
+        SampleError: a label that nobody, or everybody, has.
+        ValueError: an unknown policy, a wrong number of weights, or a weight that is not positive.
+
+    >>> positive_weights("balanced", np.array([[True], [False], [False], [False]])).tolist()
+    [3.0]
+    """
+    positive_C = count_labels("train", present_UC).astype(np.float64)
+    if policy == "balanced":
+        return (len(present_UC) - positive_C) / positive_C
+    # the other policies, and what is wrong with them, are those of classes
+    return class_weight_vector(policy, np.arange(present_UC.shape[1]), present_UC.shape[1])
+
+
+def count_labels(split: str, present_UC: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Participants with each label, shape (C,).
+
+    Raises:
+        SampleError: a label that nobody, or everybody, of the split has.
+    """
+    counts_C: npt.NDArray[np.int64] = present_UC.sum(axis=0).astype(np.int64)
+    if constant := np.flatnonzero((counts_C == 0) | (counts_C == len(present_UC))).tolist():
+        raise SampleError(
+            f"{split}: nobody or everybody has the label {', '.join(map(str, constant))}; participants with each label "
+            f"are {counts_C.tolist()} of {len(present_UC)}. Leave the label out or change the split."
+        )
+    return counts_C

@@ -9,9 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.errors import SampleError
+from vitreous.core.label_sets import Task, memberships, num_label_values
 from vitreous.core.predictions import Aggregate
 from vitreous.core.streams import numpy_stream
-from vitreous.recipes.class_weights import count_participants
+from vitreous.recipes.class_weights import (
+    ClassWeights,
+    class_weight_vector,
+    count_labels,
+    count_participants,
+    positive_weights,
+)
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -23,11 +30,12 @@ class FeatureSet:
 
     Args:
         features_ND: what a frozen encoder said about each volume.
-        y_N: class indices.
+        y_N: class indices, or numbers of sets of labels.
         patient_id_N: whose the volume is.
         weight_N: 1 / (volumes of its participant), so that participants weigh the same.
         aggregate: what scores and class counts go by: participants, or with ``none`` rows, of which those of one
             participant may then differ in their labels.
+        task: whether a row has one class, or any number of labels.
     Raises:
         ValueError: the arrays do not fit together.
     """
@@ -37,6 +45,7 @@ class FeatureSet:
     patient_id_N: npt.NDArray[np.str_]
     weight_N: FloatArray
     aggregate: Aggregate = "mean_probability"
+    task: Task = "multi_class"
 
     def __post_init__(self) -> None:
         if self.features_ND.ndim != 2:
@@ -73,7 +82,7 @@ class FeatureSet:
         return y_P, participant_N
 
     def per_participant_and_class(self) -> tuple[IntArray, IntArray]:
-        """The class of each group of rows of one participant and one class, and each row's index into them.
+        """The class (or set of labels) of each group of rows of one participant and class, and each row's index there.
 
         Groups are sorted by participant, then class; where nobody's labels differ, they are the participants.
         """
@@ -99,6 +108,18 @@ def check_feature_sets(train: FeatureSet, val: FeatureSet, num_classes: int) -> 
         )
     for split, rows in (("train", train), ("val", val)):
         _check_rows(split, rows, num_classes)
+    if train.task != val.task:
+        raise ValueError(f"train has labels of the kind {train.task} and val {val.task}.")
+    if train.task == "multi_label":
+        for split, rows in (("train", train), ("val", val)):
+            count_labels(split, memberships(rows.scored()[0], num_classes, rows.task))
+    else:
+        _check_classes(train, val, num_classes)
+    if shared := set(train.patient_id_N.tolist()) & set(val.patient_id_N.tolist()):
+        raise SampleError(f"{len(shared)} participants lie in train and in val. Split by participant.")
+
+
+def _check_classes(train: FeatureSet, val: FeatureSet, num_classes: int) -> None:
     count_participants(train.scored()[0], num_classes)
     counts_C = np.bincount(val.scored()[0], minlength=num_classes)
     if empty := np.flatnonzero(counts_C == 0).tolist():
@@ -106,8 +127,14 @@ def check_feature_sets(train: FeatureSet, val: FeatureSet, num_classes: int) -> 
             f"val: no participant of class {', '.join(map(str, empty))}, so its balanced accuracy, on which "
             "members are chosen, is undefined. Leave the class out of `classes` or change the split."
         )
-    if shared := set(train.patient_id_N.tolist()) & set(val.patient_id_N.tolist()):
-        raise SampleError(f"{len(shared)} participants lie in train and in val. Split by participant.")
+
+
+def class_weights_of(rows: FeatureSet, policy: ClassWeights, num_classes: int) -> FloatArray:
+    """Weights of classes in the loss, or of labels the weights of rows that have them, counted over what is scored."""
+    y_U = rows.scored()[0]
+    if rows.task == "multi_class":
+        return class_weight_vector(policy, y_U, num_classes)
+    return positive_weights(policy, memberships(y_U, num_classes, rows.task))
 
 
 def shuffled_labels(train: FeatureSet, seed: int) -> FeatureSet:
@@ -127,8 +154,9 @@ def _check_rows(split: str, rows: FeatureSet, num_classes: int) -> None:
     if rows.features_ND.shape[1] == 0:
         raise ValueError(f"{split}: rows have no features.")
     low, high = int(rows.y_N.min()), int(rows.y_N.max())
-    if low < 0 or high >= num_classes:
-        raise SampleError(f"{split}: labels must lie in 0…{num_classes - 1}; got {low}…{high}. Check `classes`.")
+    limit = num_label_values(num_classes, rows.task)
+    if low < 0 or high >= limit:
+        raise SampleError(f"{split}: labels must lie in 0…{limit - 1}; got {low}…{high}. Check `classes`.")
     num_broken = int((~np.isfinite(rows.features_ND)).any(axis=1).sum())
     if num_broken:
         raise SampleError(

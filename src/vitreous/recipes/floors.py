@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import softmax
 
 from vitreous.core.errors import SampleError
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import memberships
 from vitreous.core.predictions import Aggregate
-from vitreous.recipes.class_weights import ClassWeights, count_participants
+from vitreous.recipes.class_weights import ClassWeights, count_labels, count_participants
 from vitreous.recipes.feature_set import FeatureSet, check_feature_sets, shuffled_labels
 from vitreous.recipes.patient_scores import PatientScorer
 from vitreous.recipes.references import FittedReference, fit_logistic_sweep
@@ -50,11 +50,29 @@ def majority_logits(y_of_train_patients: npt.NDArray[np.int64], num_classes: int
 
 
 def fit_majority(train: FeatureSet, val: FeatureSet, *, num_classes: int) -> FittedReference:
-    """The floor that says the most frequent class of training participants to everybody."""
+    """The floor that says the most frequent class of training participants to everybody; of labels, their shares."""
     check_feature_sets(train, val, num_classes)
-    logits_NC = majority_logits(train.scored()[0], num_classes, len(val.y_N))
-    score = PatientScorer(val, num_classes).balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0]
-    return FittedReference({}, float(score), {"prior.logits": logits_NC[0]})
+    y_U = train.scored()[0]
+    logits_NC = (
+        majority_logits(y_U, num_classes, len(val.y_N))
+        if train.task == "multi_class"
+        else prevalence_logits(memberships(y_U, num_classes, train.task), len(val.y_N))
+    )
+    score = PatientScorer(val, num_classes).score_logits(logits_NC)
+    return FittedReference({}, score, {"prior.logits": logits_NC[0]})
+
+
+def prevalence_logits(has_UC: npt.NDArray[np.bool_], num_rows: int) -> FloatArray:
+    """log(with / without) of each label among training participants, the same for every row, shape (N, C).
+
+    Raises:
+        SampleError: a label that nobody, or everybody, has.
+
+    >>> prevalence_logits(np.array([[True], [False], [False], [False]]), 1).round(3).tolist()
+    [[-1.099]]
+    """
+    counts_C = count_labels("train", has_UC)
+    return np.tile(np.log(counts_C / (len(has_UC) - counts_C)), (num_rows, 1))
 
 
 def fit_logistic_floor(

@@ -13,7 +13,7 @@ from vitreous.core.errors import RunError
 from vitreous.core.input_spec import AnySpec
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
-from vitreous.evidence.scores import score_predictions
+from vitreous.evidence.task_scores import score_rows, with_chosen_thresholds
 from vitreous.recipes.batches import batch_bounds
 from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows, finish_stacked
 from vitreous.recipes.pixel_model import PixelModel
@@ -91,8 +91,8 @@ def score_logits(logits_NC: npt.NDArray[np.float64], data: PixelSet, metric: str
     """
     names = tuple(str(c) for c in range(logits_NC.shape[1]))
     rows = np.arange(len(data)).astype(np.str_)
-    scored = Predictions(rows, data.patient_id_N, data.y_N, logits_NC, names).scored(data.aggregate)
-    score = score_predictions(scored.y_true_N, scored.probs_NC, scored.classes)[metric]
+    scored = Predictions(rows, data.patient_id_N, data.y_N, logits_NC, names, task=data.task).scored(data.aggregate)
+    score = score_rows(with_chosen_thresholds(scored, scored))[metric]
     if isinstance(score, Undefined):
         raise RunError(f"{metric} on val is undefined: {score.reason}. Monitor another metric or change the split.")
     return round(float(score), 12)  # equal recalls summed in another order must tie

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.streams import numpy_stream
+from vitreous.recipes.balanced_sampling import draw_balanced
 from vitreous.recipes.batches import batch_bounds
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.recipes.pixel_settings import Sampler
@@ -47,11 +48,13 @@ class Batch:
     ends_step: bool
 
 
-def draw_rows(sampler: Sampler, labels: FeatureSet, *, seed: int, stage: int, epoch: int) -> IntArray:
+def draw_rows(
+    sampler: Sampler, labels: FeatureSet, *, seed: int, stage: int, epoch: int, num_classes: int = 0
+) -> IntArray:
     """The rows of an epoch in order, as many as the set has, shape (M,).
 
-    `natural` is a permutation. `balanced` draws with replacement: a class, each as likely; a participant of the class,
-    each as likely; a row that the participant has of the class, each as likely.
+    `natural` is a permutation; `balanced` see :func:`vitreous.recipes.balanced_sampling.draw_balanced`, which
+    needs to know the number of labels where rows have several.
     """
     rng = numpy_stream(seed, "pixel order", stage, epoch)
     num_rows = len(labels.y_N)
@@ -59,10 +62,7 @@ def draw_rows(sampler: Sampler, labels: FeatureSet, *, seed: int, stage: int, ep
         case "natural":
             return rng.permutation(num_rows)
         case "balanced":
-            y_G, group_N = labels.per_participant_and_class()
-            class_M = rng.integers(len(np.unique(y_G)), size=num_rows)
-            group_M = _pick(np.unique(y_G, return_inverse=True)[1], class_M, rng)
-            return _pick(group_N, group_M, rng)
+            return draw_balanced(labels, num_classes, rng)
     assert_never(sampler)
 
 
@@ -108,14 +108,3 @@ def count_repeats(rows_M: IntArray) -> IntArray:
     repeat_M = np.empty(len(rows_M), dtype=np.int64)
     repeat_M[order_M] = np.arange(len(rows_M)) - np.repeat(first_U, count_U)
     return repeat_M
-
-
-def _pick(group_N: IntArray, wanted_M: IntArray, rng: np.random.Generator) -> IntArray:
-    """For each wanted group, one of its members, each as likely."""
-    members_N = np.argsort(group_N, kind="stable")
-    count_G = np.bincount(group_N)
-    start_G = np.cumsum(count_G) - count_G
-    # at most the last member: the largest number below 1, times many, may round up
-    place_M = np.minimum((rng.random(len(wanted_M)) * count_G[wanted_M]).astype(np.int64), count_G[wanted_M] - 1)
-    picked_M: IntArray = members_N[start_G[wanted_M] + place_M]
-    return picked_M

@@ -14,6 +14,7 @@ import torch
 from vitreous.core.errors import ConfigError
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import AnySpec
+from vitreous.core.label_sets import Task
 from vitreous.core.predictions import Aggregate
 from vitreous.inputs.augmentation import AugmentSettings
 from vitreous.recipes.class_weights import ClassWeights
@@ -48,6 +49,7 @@ class PixelSet:
     weight_N: npt.NDArray[np.float64]
     spec: AnySpec
     aggregate: Aggregate = "mean_probability"
+    task: Task = "multi_class"
 
     def __post_init__(self) -> None:
         if not len(self.y_N) == len(self.patient_id_N) == len(self.weight_N):
@@ -63,7 +65,7 @@ class PixelSet:
     def labels(self) -> FeatureSet:
         """Labels and owners alone, for what does not look at the inputs: a feature set of one constant column."""
         nothing_N1 = np.zeros((len(self), 1), np.float32)
-        return FeatureSet(nothing_N1, self.y_N, self.patient_id_N, self.weight_N, self.aggregate)
+        return FeatureSet(nothing_N1, self.y_N, self.patient_id_N, self.weight_N, self.aggregate, self.task)
 
 
 @dataclass(frozen=True)

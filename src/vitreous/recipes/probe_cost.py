@@ -26,6 +26,7 @@ class GridSize:
     Args:
         num_train, num_val: rows (volumes).
         bytes_per_number: of the training: 4 for float32, 8 for float64.
+        num_targets: what a row is judged by: one class, or the number of labels.
     """
 
     num_train: int
@@ -33,6 +34,7 @@ class GridSize:
     num_features: int
     num_classes: int
     bytes_per_number: int = 4
+    num_targets: int = 1
 
 
 def estimate_probe_memory(members: Sequence[ProbeMember], settings: ProbeSettings, size: GridSize) -> int:
@@ -43,7 +45,7 @@ def estimate_probe_memory(members: Sequence[ProbeMember], settings: ProbeSetting
         rows         = (num_train + num_val) · D · (s + 16) + 3 · s · B · D · inputs
         best weights = s · Σ P
         part         = Σ over its members of s · (6 · P + activations)
-        activations  = 8 · U · max(B, min(num_val, 1024)) + C · num_val + 3 · num_train
+        activations  = 8 · U · max(B, min(num_val, 1024)) + C · num_val + (2 + targets) · num_train
 
     where `inputs` is the number of distinct batches per step: one per seed, and for linear heads per seed and
     dropout. The parts are those of :func:`split_members`.
@@ -105,7 +107,8 @@ def _member_bytes(member: ProbeMember, settings: ProbeSettings, size: GridSize) 
     rows_at_once = max(_largest_batch(settings, size), min(size.num_val, VAL_ROWS))
     units = sum(member.hidden) + size.num_classes
     parameters = _COPIES_OF_PARAMETERS * num_parameters(member, size.num_features, size.num_classes)
-    activations = _COPIES_OF_UNITS * units * rows_at_once + size.num_classes * size.num_val + 3 * size.num_train
+    activations = _COPIES_OF_UNITS * units * rows_at_once + size.num_classes * size.num_val
+    activations += (2 + size.num_targets) * size.num_train
     return size.bytes_per_number * (parameters + activations)
 
 

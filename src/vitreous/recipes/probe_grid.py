@@ -2,26 +2,26 @@
 
 Every member is trained as if it were alone: AdamW (decoupled weight decay), cosine schedule with linear
 warm-up per step, cross-entropy averaged over a batch with the weights class weight × 1 / (volumes of the
-patient), early stopping on val balanced accuracy per patient. Its row order, dropout and initial weights
+patient), early stopping on val balanced accuracy per patient. With several labels a row the loss is the mean over
+labels of binary cross-entropy (or of another loss of :mod:`vitreous.recipes.label_losses`), class weights are those of
+rows with the label, and epochs are judged by mAP. A member's row order, dropout and initial weights
 come from streams of its own seed (see :mod:`vitreous.recipes.batches`), so that its company changes nothing
 but the last bits of the arithmetic; the same call gives the same bytes on one machine with one number of
 threads.
 
-Axes: N row (volume), D feature, C class, Q class-weight policy, U what is scored: participant or row.
+Axes: N row (volume), D feature, C class or label, Q class-weight policy, U what is scored: participant or row.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from vitreous.core.errors import UserError
 from vitreous.core.progress import Advance, no_progress
 from vitreous.core.undefined import Undefined
 from vitreous.recipes.batches import batch_bounds
-from vitreous.recipes.class_weights import class_weight_vector
-from vitreous.recipes.feature_set import FeatureSet, check_feature_sets
+from vitreous.recipes.feature_set import FeatureSet, check_feature_sets, class_weights_of
 from vitreous.recipes.grid_program import GridProgram, Outcome, build_rows, group_key
 from vitreous.recipes.patient_scores import PatientScorer
 from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory, split_members
@@ -61,17 +61,19 @@ def fit_probe_grid(
     check_feature_sets(train, val, num_classes)
     _check_members(members, settings)
     policies = list(dict.fromkeys(member.class_weights for member in members))
-    y_U = train.scored()[0]
-    class_weight_QC = np.stack([class_weight_vector(policy, y_U, num_classes) for policy in policies])
+    class_weight_QC = np.stack([class_weights_of(train, policy, num_classes) for policy in policies])
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
     place = torch.device(device)
-    train_rows = build_rows(train, standardiser.apply(train.features_ND), class_weight_QC, dtype=dtype, device=place)
+    train_rows = build_rows(train, standardiser.apply(train.features_ND), class_weight_QC, dtype=dtype, device=place,
+                            sampler=settings.sampler)  # fmt: skip
     val_x_ND = standardiser.apply(val.features_ND)
     val_rows = build_rows(val, val_x_ND, class_weight_QC, dtype=dtype, device=place)
     scorer = PatientScorer(val, num_classes)
-    size = GridSize(len(train.y_N), len(val.y_N), train.features_ND.shape[1], num_classes, dtype.itemsize)
+    num_targets = 1 if train.task == "multi_class" else num_classes
+    size = GridSize(len(train.y_N), len(val.y_N), train.features_ND.shape[1], num_classes, dtype.itemsize, num_targets)
     parts = split_members(members, settings, size)
-    is_full_batch = len(batch_bounds(len(train.y_N), settings.batch_size)) == 1
+    is_one_step = len(batch_bounds(len(train.y_N), settings.batch_size)) == 1
+    is_full_batch = is_one_step and settings.sampler == "natural"
     outcomes: dict[int, Outcome] = {}
     for part in parts:
         positions = sorted(part, key=lambda position: group_key(members[position], is_full_batch=is_full_batch))
@@ -84,7 +86,7 @@ def fit_probe_grid(
         outcome = outcomes[position]
         if outcome.diverged_epoch is None:
             logits_NC = head_logits(outcome.tensors, val_x_ND)
-            val_score: float | Undefined = float(scorer.balanced_accuracy(softmax(logits_NC, axis=1).T[None])[0])
+            val_score: float | Undefined = scorer.score_logits(logits_NC)
             tensors = standardiser.tensors() | outcome.tensors
         else:
             val_score, tensors = Undefined(f"training diverged in epoch {outcome.diverged_epoch}"), {}

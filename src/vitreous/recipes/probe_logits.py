@@ -63,17 +63,25 @@ def _knn_logits(tensors: Tensors, x_ND: FloatArray) -> FloatArray:
     k, is_cosine = int(tensors["knn.k"][0]), bool(tensors["knn.is_cosine"][0])
     train_MD = np.asarray(tensors["knn.features"], dtype=np.float64)
     vote_MC = np.asarray(tensors["knn.votes"], dtype=np.float64)
-    return vote_logits(vote_MC[nearest_rows(x_ND, train_MD, k, is_cosine=is_cosine)])
+    near_Nk = nearest_rows(x_ND, train_MD, k, is_cosine=is_cosine)
+    if "knn.votes_without" in tensors:
+        return vote_logits(vote_MC[near_Nk], np.asarray(tensors["knn.votes_without"], dtype=np.float64)[near_Nk])
+    return vote_logits(vote_MC[near_Nk])
 
 
-def vote_logits(votes_NkC: FloatArray) -> FloatArray:
+def vote_logits(votes_NkC: FloatArray, without_NkC: FloatArray | None = None) -> FloatArray:
     """log((k·share + 1/C) / (k + 1)), shape (N, C): one neighbour more, split evenly between the classes.
 
     Args:
         votes_NkC: of each neighbour; `share` is the weighted share of a class among them.
+        without_NkC: of labels, the votes against each; the result is then log((k·share + ½) / (k·(1 - share) + ½)).
     """
     _, k, num_classes = votes_NkC.shape
     votes_NC = votes_NkC.sum(axis=1)
+    if without_NkC is not None:
+        share_NC = votes_NC / (votes_NC + without_NkC.sum(axis=1))
+        label_logits_NC: FloatArray = np.log((k * share_NC + 0.5) / (k * (1.0 - share_NC) + 0.5))
+        return label_logits_NC
     share_NC = votes_NC / votes_NC.sum(axis=1, keepdims=True)
     logits_NC: FloatArray = np.log((k * share_NC + 1.0 / num_classes) / (k + 1.0))
     return logits_NC

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,10 @@ import numpy.typing as npt
 from vitreous.core.errors import UserError
 from vitreous.core.undefined import Undefined
 from vitreous.recipes.class_weights import ClassWeights
+from vitreous.recipes.grid_losses import LossSettings
 from vitreous.recipes.probe_logits import probe_logits
+
+Sampler = Literal["natural", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class ProbeMember:
         dropout: share in [0, 1): of the standardised features for a linear head, of the units of each
             hidden layer (not of the features) for an MLP.
         seed: names the streams of initial weights, row order and dropout.
-        class_weights: see :func:`vitreous.recipes.class_weights.class_weight_vector`.
+        class_weights: see :func:`vitreous.recipes.class_weights.class_weight_vector`; of labels
+            :func:`vitreous.recipes.class_weights.positive_weights`.
         hidden: widths of the hidden layers (ReLU); none is a linear head.
         batch_norm: between each hidden layer and its ReLU.
     Raises:
@@ -63,9 +67,11 @@ class ProbeSettings:
         warmup_epochs: the learning rate rises per step over these, then falls as a half cosine to zero at
             `epochs`.
         patience: a member stops after this many epochs without a gain of more than `min_delta` in val
-            balanced accuracy per patient; None trains all epochs. The weights kept are those of the best
-            epoch either way.
-        label_smoothing: share of a row's target spread over all classes, in [0, 1).
+            balanced accuracy per patient (of labels, mAP); None trains all epochs. The weights kept are those of the
+            best epoch either way.
+        loss: of a row; of labels the mean over them.
+        sampler: `natural` is every row once an epoch; `balanced` see
+            :func:`vitreous.recipes.balanced_sampling.draw_balanced`.
         max_member_bytes: bound on the memory that grows with the number of members; larger grids are
             trained in consecutive parts (:func:`vitreous.recipes.probe_cost.estimate_probe_memory`).
     Raises:
@@ -77,7 +83,8 @@ class ProbeSettings:
     warmup_epochs: int = 5
     patience: int | None = 10
     min_delta: float = 0.0
-    label_smoothing: float = 0.0
+    loss: LossSettings = field(default_factory=LossSettings)
+    sampler: Sampler = "natural"
     max_member_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
@@ -91,8 +98,6 @@ class ProbeSettings:
             raise ValueError(f"patience must be at least 1, or None for no early stopping; got {self.patience}.")
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
             raise ValueError(f"min_delta must be at least 0; got {self.min_delta}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}.")
         if self.max_member_bytes < 1:
             raise ValueError(f"max_member_bytes must be positive; got {self.max_member_bytes}.")
 
@@ -104,7 +109,7 @@ class FittedProbe:
     Args:
         member: its settings.
         best_epoch: from 1; the first epoch with the highest val score. 0 if the member diverged.
-        val_score: balanced accuracy per patient on val of the kept tensors, in [0, 1]; Undefined if it
+        val_score: balanced accuracy (of labels, mAP) per patient on val of the kept tensors, in [0, 1]; Undefined if it
             diverged.
         history: one row per epoch: epoch, learning_rate (of its last step), train_loss and
             train_balanced_accuracy (running, in training mode, rows weighing 1 / volumes of their patient;

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import Modality, item_noun
+from vitreous.core.label_sets import Task
 from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
@@ -35,7 +36,7 @@ from vitreous.evidence.intervals import (
 )
 from vitreous.evidence.leaderboard_reach import LeaderboardReach, leaderboard_reach
 from vitreous.evidence.paired_tests import Candidate, PairedTest, paired_tests
-from vitreous.evidence.scores import METRICS, confusion_matrix, score_predictions
+from vitreous.evidence.task_scores import TASK_SCORES, TaskScores, co_occurrence, score_rows
 
 Method = Literal["percentile", "bca"]
 
@@ -83,7 +84,8 @@ class LeaderboardRow:
         test: every metric on test, with its interval.
         seed_sd: standard deviation over seeds of the metric on test, undefined for one seed.
         to_best: this row minus the best one.
-        confusion_CC: test counts summed over seeds, rows the true class.
+        confusion_CC: test counts summed over seeds, rows the true class; of labels, how many rows with the one (row)
+            are said to have the other (column).
         cleared, not_cleared: names of the floors it is, or is not, significantly above; empty for a floor.
         notes: plain sentences.
     """
@@ -119,6 +121,7 @@ class Leaderboard:
 
     Args:
         metric: the primary one, by which rows are compared and were chosen on val.
+        classes: names of the classes, or with `task` multi_label of the labels.
         best: name of the row of the highest value; None where no row has one.
         level: of the intervals.
         alpha: of the adjusted tests.
@@ -135,6 +138,7 @@ class Leaderboard:
     rows: tuple[LeaderboardRow, ...]
     metric: str
     classes: tuple[str, ...]
+    task: Task
     best: str | None
     level: float
     alpha: float
@@ -169,7 +173,12 @@ class Leaderboard:
     @property
     def metric_title(self) -> str:
         """The primary metric in words."""
-        return METRICS[self.metric].title
+        return self.scores.metrics[self.metric].title
+
+    @property
+    def scores(self) -> TaskScores:
+        """The metrics that go with the labels."""
+        return TASK_SCORES[self.task]
 
     def row(self, name: str) -> LeaderboardRow:
         """The row of this name."""
@@ -191,7 +200,7 @@ def build_leaderboard(
     """Score, resample and compare all rows on the same patients.
 
     Args:
-        metric: a name of :data:`~vitreous.evidence.scores.METRICS`.
+        metric: one of :data:`~vitreous.evidence.task_scores.TASK_SCORES` for the rows' kind of label.
         seed: of the resamples' random stream.
         num_resamples: of the intervals. The paired tests draw more where Holm's correction over all pairs
             needs them; the first `num_resamples` are the same ones.
@@ -220,7 +229,8 @@ def build_leaderboard(
         for row in rows
     ]  # fmt: skip
     built.sort(key=lambda row: (row.rank is None, -_number(row.test[metric].value)))
-    findings = find_few_patients(test[rows[0].name][0])
+    first = test[rows[0].name][0]
+    findings = find_few_patients(first)
     findings += find_collapsed(test, [row.name for row in rows if row.is_constant])
     findings += find_flawless(test) + find_identical(test)
     left_out_PN = leave_one_out_weights(patient_id_N)
@@ -232,7 +242,7 @@ def build_leaderboard(
         for row in built
     }  # fmt: skip
     return Leaderboard(
-        tuple(built), metric, rows[0].test[min(rows[0].test)].classes, comparison.best, level, alpha, num_resamples,
+        tuple(built), metric, first.classes, first.task, comparison.best, level, alpha, num_resamples,
         drawn, tuple(findings), comparison, paired_tests(candidates, comparison, level),
         leaderboard_reach(comparison, resampled, floors, num_patients=num_patients, alpha=alpha), method, aggregate,
         modality,
@@ -248,14 +258,15 @@ def _exported_seed(seeds: Sequence[int], val: Sequence[Predictions], metric: str
 def _check_rows(rows: Sequence[RowPredictions], metric: str) -> None:
     if not rows:
         raise ValueError("a leaderboard needs at least one row")
-    if metric not in METRICS:
-        raise ValueError(f"no such metric: {metric!r}; known are {list(METRICS)}")
     names = [row.name for row in rows]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two rows of a leaderboard have the same name: {doubled}")
     for row in rows:
         if not row.test or set(row.val) != set(row.test):
             raise ValueError(f"{row.name}: val has the seeds {sorted(row.val)}, test {sorted(row.test)}")
+    known = TASK_SCORES[next(iter(rows[0].test.values())).task].metrics
+    if metric not in known:
+        raise ValueError(f"no such metric: {metric!r}; known are {list(known)}")
 
 
 def _build_row(
@@ -269,8 +280,8 @@ def _build_row(
     floors: Sequence[str],
     notes: tuple[str, ...],
 ) -> LeaderboardRow:
-    metric, classes = comparison.metric, test[0].classes
-    confusion_CC = sum(confusion_matrix(one.y_true_N, one.y_pred_N, len(classes)) for one in test)
+    metric = comparison.metric
+    confusion_CC = sum(co_occurrence(one) for one in test)
     no_best = Undefined(f"no row has a defined {metric}")
     return LeaderboardRow(
         encoder=row.encoder,
@@ -311,7 +322,7 @@ def _intervals(
 def _seed_sd(test: Sequence[Predictions], metric: str) -> float | Undefined:
     if len(test) < 2:
         return Undefined("one seed has no spread")
-    scores = [score_predictions(one.y_true_N, one.probs_NC, one.classes)[metric] for one in test]
+    scores = [score_rows(one)[metric] for one in test]
     missing = [score for score in scores if isinstance(score, Undefined)]
     return missing[0] if missing else float(np.std([float(score) for score in scores], ddof=1))  # type: ignore[arg-type]
 

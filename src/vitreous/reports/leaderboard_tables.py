@@ -16,7 +16,6 @@ from vitreous.core.files import write_text
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.comparison import Difference
 from vitreous.evidence.intervals import Interval
-from vitreous.evidence.scores import CLASS_METRICS, METRICS
 from vitreous.reports.leaderboard import Leaderboard, LeaderboardRow
 from vitreous.reports.power import power_sentences
 
@@ -70,9 +69,10 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
         "1 + the number of rows significantly better.", "",
         *(f"{sentence}\n" for sentence in power_sentences(leaderboard.reach)),
     ]  # fmt: skip
-    others = [name for name in ("balanced_accuracy", "auroc", "accuracy", "macro_f1") if name != leaderboard.metric]
+    scores = leaderboard.scores
+    others = [name for name in scores.beside if name != leaderboard.metric]
     head = ["rank", "letters", "encoder", "recipe", "seeds", f"val {title}", f"test {title}", "seed sd"]
-    head += [METRICS[name].title for name in others] + ["difference to best", "p (Holm)", "notes"]
+    head += [scores.metrics[name].title for name in others] + ["difference to best", "p (Holm)", "notes"]
     body = []
     for row in leaderboard.rows:
         difference = row.to_best
@@ -85,13 +85,15 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
             "" if is_best else footnotes.p_value(difference.p_holm), "; ".join(row.notes),
         ])  # fmt: skip
     lines += _markdown_table(head, body)
-    lines += ["", "## Per class", ""]
-    kinds = list(CLASS_METRICS)
+    lines += ["", f"## Per {scores.noun}", ""]
+    kinds = list(scores.class_metrics)
     body = [
         [row.encoder, row.recipe, name, *(footnotes.interval(row.test[f"{kind}_{name}"]) for kind in kinds)]
         for row in leaderboard.rows for name in leaderboard.classes
     ]  # fmt: skip
-    lines += _markdown_table(["encoder", "recipe", "class", *(CLASS_METRICS[kind].title for kind in kinds)], body)
+    lines += _markdown_table(
+        ["encoder", "recipe", scores.noun, *(scores.class_metrics[kind].title for kind in kinds)], body
+    )
     if leaderboard.findings:
         lines += ["", "## Findings", "", *(f"- {finding.title}" for finding in leaderboard.findings)]
     if footnotes.reasons:
@@ -103,7 +105,7 @@ def render_terminal(leaderboard: Leaderboard) -> Table:
     """The leaderboard for a terminal of 80 columns or more; floors are dim, the best row bold."""
     footnotes = Footnotes()
     short = {"balanced_accuracy": "bal. acc.", "auroc": "AUROC", "accuracy": "acc.", "macro_f1": "F1",
-             "macro_precision": "prec.", "macro_recall": "recall"}  # fmt: skip
+             "macro_precision": "prec.", "macro_recall": "recall", "map": "mAP", "exact_match": "exact"}  # fmt: skip
     title = f"{leaderboard.metric_title} on {leaderboard.test_size}"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold",
                   caption_justify="left")  # fmt: skip
@@ -168,10 +170,10 @@ def _row_cells(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]
         "seeds": " ".join(map(str, row.seeds)), "n_test_patients": row.num_test_patients,
         f"val_{metric}": row.val, **_bounds(metric, row.test), "seed_sd": row.seed_sd,
     }  # fmt: skip
-    for name in ("auroc", "accuracy", "macro_f1"):  # values together first, as people read them
+    scores = leaderboard.scores
+    for name in scores.beside[1:]:  # values together first, as people read them
         cells.setdefault(f"test_{name}", row.test[name].value)
-    per_class = [f"{kind}_{name}" for name in leaderboard.classes for kind in CLASS_METRICS]
-    for name in (*METRICS, *per_class):
+    for name in scores.names(leaderboard.classes):
         cells |= {key: cell for key, cell in _bounds(name, row.test).items() if key not in cells}
     cells |= {
         "diff_to_best": row.to_best.value, "diff_to_best_low": row.to_best.low, "diff_to_best_high": row.to_best.high,

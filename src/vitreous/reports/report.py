@@ -20,8 +20,8 @@ from vitreous.core.errors import RunError
 from vitreous.core.files import write_text
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import item_noun
+from vitreous.core.label_sets import Task
 from vitreous.core.undefined import Undefined
-from vitreous.evidence.scores import CLASS_METRICS, METRICS
 from vitreous.reports.answer import answer_sentences
 from vitreous.reports.leaderboard import Leaderboard
 from vitreous.reports.leaderboard_tables import Footnotes
@@ -164,15 +164,15 @@ def report_html(data: ReportData) -> str:
         answer=answer_sentences(leaderboard),
         findings=sorted([*leaderboard.findings, *data.findings], key=lambda one: _SEVERITIES.index(one.severity)),
         leaderboard=leaderboard,
-        others=[name for name in ("balanced_accuracy", "auroc", "accuracy", "macro_f1") if name != leaderboard.metric],
-        metrics=METRICS,
-        class_metrics=CLASS_METRICS,
+        others=[name for name in leaderboard.scores.beside if name != leaderboard.metric],
+        metrics=leaderboard.scores.metrics,
+        class_metrics=leaderboard.scores.class_metrics,
         items=item_noun(leaderboard.modality),
         footnotes=footnotes,
         forest=Markup(figures.forest_plot_svg(leaderboard)),
         confusions=[
             (row, Markup(figures.confusion_matrix_svg(row.confusion_CC, leaderboard.classes,
-                                                      f"Confusion matrix of {row.name}")))
+                                                      f"{_CONFUSION[leaderboard.task]} of {row.name}")))
             for row in pictured
         ],
         curves=_pictured_curves([one for one in data.curves if one.row in pictured_names]),
@@ -197,6 +197,8 @@ def _pictured_curves(curves: Sequence[TrainingCurves]) -> list[tuple[TrainingCur
     return pictured
 
 
+# of labels: how many samples with the one are said to have the other
+_CONFUSION: dict[Task, str] = {"multi_class": "Confusion matrix", "multi_label": "True against predicted labels"}
 _SEVERITIES = ("error", "warning", "info")
 
 

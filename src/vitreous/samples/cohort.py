@@ -10,6 +10,7 @@ import pandas as pd
 
 from vitreous.core.errors import SampleError
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import Task, memberships
 from vitreous.samples.patients import patient_classes
 from vitreous.samples.problems import Problems
 
@@ -35,14 +36,16 @@ class Cohort:
         samples: one row a sample, sorted by (patient_id, sample_id): ``sample_id``; ``patient_id``; ``relative``, the
             path below the root (for arrays the array's name); ``item``, the index inside the file or -1 for the whole
             file; ``size`` in bytes (-1: not known); ``etag``; ``split``, empty until folds
-            give one; ``y``, the class index, -1 for test rows and where there is no split;
+            give one; ``y``, the class index or the number of the set of labels, -1 for test rows and where there is
+            no split;
             ``weight``, 1 / (samples of its patient); then domain columns as strings, and laterality, device, region
             where known.
         excluded: rows left out, each with its rule and a detail.
-        classes: class names in index order.
+        classes: names of the classes, or of the labels, in index order.
         findings: what was put right or deserves a look; they name no patient.
         domains: the domain columns of `samples`.
         patients_without_files: labelled patients of the table with no file, or none that the rules let in.
+        task: whether a sample has one class, or any number of labels.
     """
 
     samples: pd.DataFrame
@@ -52,6 +55,7 @@ class Cohort:
     domains: tuple[str, ...]
     patients_without_files: tuple[str, ...]
     sealed: SealedLabels
+    task: Task = "multi_class"
 
     @cached_property
     def counts(self) -> pd.DataFrame:
@@ -62,9 +66,13 @@ class Cohort:
         return self.count_by(["split", "class", *self.domains])
 
     def count_by(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Patients and volumes for each combination of `columns`: ``split``, ``class`` and columns of `samples`."""
-        names = dict(enumerate(self.classes))
-        frame = self.samples.assign(**{"class": self._all_labels().map(names)})
+        """Patients and volumes for each combination of `columns`: ``split``, ``class`` and columns of `samples`.
+
+        A sample with several labels is counted for each of them under ``class``, and one with none for none.
+        """
+        has_NC = memberships(self._all_labels().to_numpy(), len(self.classes), self.task)
+        row, c = np.nonzero(has_NC) if "class" in columns else (np.arange(len(has_NC)), np.zeros(len(has_NC), np.int64))
+        frame = self.samples.iloc[row].assign(**{"class": np.array(self.classes, dtype=object)[c]})
         frame["class"] = pd.Categorical(frame["class"], categories=self.classes, ordered=True)
         frame["split"] = pd.Categorical(frame["split"], categories=[*SPLITS, ""], ordered=True)
         groups = frame.groupby(list(columns), observed=True, sort=True)["patient_id"]
@@ -94,6 +102,7 @@ class Cohort:
             self.domains,
             self.patients_without_files,
             where="the new split",
+            task=self.task,
         )
 
     def as_target(self, *, only_test: bool) -> "Cohort":
@@ -116,9 +125,10 @@ class Cohort:
     def patient_labels(self) -> pd.Series:
         """Class index by patient, the test split's included: for splitting only, which needs every label.
 
-        Of a patient whose samples differ it is the highest; see :func:`~vitreous.samples.patients.patient_classes`.
+        Of a patient whose samples differ it is the highest class, or all labels of any sample; see
+        :func:`~vitreous.samples.patients.patient_classes`.
         """
-        return patient_classes(self.samples.assign(y=self._all_labels())).astype("int64").rename_axis(None)
+        return patient_classes(self.samples.assign(y=self._all_labels()), self.task).astype("int64").rename_axis(None)
 
     def mixed_labels(self) -> pd.Series:
         """Class index by sample, of the patients whose samples differ: for fingerprints only; empty where none do."""
@@ -140,6 +150,7 @@ def seal(
     patients_without_files: Sequence[str],
     *,
     where: str,
+    task: Task = "multi_class",
 ) -> Cohort:
     """Check splits and classes, weigh the samples and seal the labels of the test split.
 
@@ -150,7 +161,7 @@ def seal(
         SampleError: a split is empty, or a class has no training patient.
     """
     if not len(samples) or (samples["split"] != "").any():  # folds give a split later, and check it then
-        findings = [*findings, *_check_splits(samples, classes, where)]
+        findings = [*findings, *_check_splits(samples, classes, where, task)]
     samples = samples.sort_values(["patient_id", "sample_id"], kind="stable", ignore_index=True)
     volumes = samples.groupby("patient_id")["sample_id"].transform("size")
     labels = dict(zip(samples["sample_id"], samples["y"].astype("int64").tolist(), strict=True))
@@ -166,37 +177,43 @@ def seal(
         domains=tuple(domains),
         patients_without_files=tuple(patients_without_files),
         sealed=SealedLabels(labels),
+        task=task,
     )
 
 
-def _check_splits(samples: pd.DataFrame, classes: Sequence[str], where: str) -> list[Finding]:
+def _check_splits(samples: pd.DataFrame, classes: Sequence[str], where: str, task: Task) -> list[Finding]:
     """Refuse what no study can use; tell what makes metrics undefined."""
     problems = Problems(where)
     findings: list[Finding] = []
-    patients = samples.drop_duplicates(["patient_id", "y"])  # a patient stands for each class of his samples
-    table = pd.crosstab(patients["split"], patients["y"]).reindex(
-        index=list(SPLITS), columns=range(len(classes)), fill_value=0
-    )
+    noun = "class" if task == "multi_class" else "label"
     for split in SPLITS:
-        if not table.loc[split].any():
+        has_NC = memberships(samples.loc[samples["split"] == split, "y"].to_numpy(), len(classes), task)
+        if not len(has_NC):
             problems.add(f"the split {split!r} has no patient with a file; every split needs some.")
             continue
-        absent = [name for index, name in enumerate(classes) if table.loc[split, index] == 0]
+        absent = [name for name, has_N in zip(classes, has_NC.T, strict=True) if not has_N.any()]
         if absent and split in ("train", "val"):
             why = "" if split == "train" else ", so nothing could be chosen on val"
             problems.add(
-                f"no patient of the split {split!r} has the class {', '.join(map(repr, absent))}{why}; remove it from "
-                f"classes or choose another split."
+                f"no patient of the split {split!r} has the {noun} {', '.join(map(repr, absent))}{why}; remove it from "
+                f"{'classes' if noun == 'class' else 'data.label'} or choose another split."
             )
         elif absent:
             findings.append(
                 Finding(
                     "class_absent",
                     "warning",
-                    f"The {split} split has no patient of {len(absent)} class(es).",
-                    f"{', '.join(absent)}: {split} metrics of these classes will be undefined",
-                    "Choose another split if these classes matter.",
+                    f"The {split} split has no patient of {len(absent)} {noun}{'(es)' if noun == 'class' else '(s)'}.",
+                    f"{', '.join(absent)}: {split} metrics of these {noun}{'es' if noun == 'class' else 's'} will be "
+                    "undefined",
+                    f"Choose another split if these {noun}{'es' if noun == 'class' else 's'} matter.",
                 )
+            )
+        everywhere = [name for name, has_N in zip(classes, has_NC.T, strict=True) if has_N.all()]
+        if task == "multi_label" and everywhere and split in ("train", "val"):
+            problems.add(
+                f"every sample of the split {split!r} has the label {', '.join(map(repr, everywhere))}, so there is "
+                "nothing to tell apart; remove it from data.label or choose another split."
             )
     problems.check_none()
     return findings

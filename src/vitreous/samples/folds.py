@@ -8,12 +8,16 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from vitreous.core.errors import SampleError
+from vitreous.core.label_sets import memberships
 from vitreous.core.streams import numpy_stream, stream_seed
 from vitreous.samples.cohort import Cohort
+from vitreous.samples.label_strata import stratify_labels
 from vitreous.samples.problems import Problems, examples
 
 
-def assign_folds(labels: pd.Series, *, num_folds: int, seed: int) -> list[dict[str, str]]:
+def assign_folds(
+    labels: pd.Series, *, num_folds: int, seed: int, num_labels: int | None = None
+) -> list[dict[str, str]]:
     """For each fold, patient → split: fold j is tested, fold j+1 chooses (val), the others train.
 
     Folds are drawn over patients, so that all volumes of one stay together, with the classes' shares kept. The labels
@@ -22,11 +26,14 @@ def assign_folds(labels: pd.Series, *, num_folds: int, seed: int) -> list[dict[s
     Args:
         labels: class index by patient; order does not matter.
         num_folds: at least 3, since one fold tests and one chooses.
+        num_labels: where `labels` are numbers of sets of labels, how many labels there are; each is then shared out.
     Raises:
         SampleError: fewer than 3 folds, or a class with fewer patients than folds.
     """
     if num_folds < 3:
         raise SampleError(f"folds.k must be at least 3 (one tests, one chooses, the rest train); got {num_folds}.")
+    if num_labels is not None:
+        return _label_folds(labels.sort_index(), num_folds, seed, num_labels)
     counts = labels.value_counts()
     small = counts.index[counts < num_folds]
     if len(small):
@@ -40,6 +47,14 @@ def assign_folds(labels: pd.Series, *, num_folds: int, seed: int) -> list[dict[s
     return [_roles(labels.index, (fold_of - fold) % num_folds) for fold in range(num_folds)]
 
 
+def _label_folds(labels: pd.Series, num_folds: int, seed: int, num_labels: int) -> list[dict[str, str]]:
+    has_PC = memberships(labels.to_numpy(), num_labels, "multi_label")
+    if few := [f"label {c} ({count})" for c, count in enumerate(has_PC.sum(axis=0).tolist()) if count < num_folds]:
+        raise SampleError(f"{num_folds} folds need as many patients of every label; too few: {examples(few)}.")
+    fold_of = stratify_labels(has_PC, [1 / num_folds] * num_folds, numpy_stream(seed, "folds"))
+    return [_roles(labels.index, (fold_of - fold) % num_folds) for fold in range(num_folds)]
+
+
 def fold_cohorts(cohort: Cohort, *, num_folds: int, seed: int) -> list[Cohort]:
     """The cohort once for each fold, each with the labels of its own test split sealed.
 
@@ -47,7 +62,8 @@ def fold_cohorts(cohort: Cohort, *, num_folds: int, seed: int) -> list[Cohort]:
         SampleError: see :func:`assign_folds`.
     """
     check_classes(cohort)
-    folds = assign_folds(cohort.patient_labels(), num_folds=num_folds, seed=seed)
+    num_labels = len(cohort.classes) if cohort.task == "multi_label" else None
+    folds = assign_folds(cohort.patient_labels(), num_folds=num_folds, seed=seed, num_labels=num_labels)
     return [cohort.resplit(split_of) for split_of in folds]
 
 
@@ -64,8 +80,7 @@ def leave_one_out_cohorts(cohort: Cohort, column: str, *, val_fraction: float, s
     for domain in sorted(set(domain_of)):
         rest = labels[domain_of != domain]
         split_of = dict.fromkeys(labels.index[domain_of == domain], "test")
-        for y, name in enumerate(cohort.classes):
-            members = rest.index[rest == y]
+        for y, name, members in _strata(cohort, rest):
             if len(members) < 2:
                 problems.add(
                     f"without {domain!r}, class {name!r} has {len(members)} patients; training and val need one each."
@@ -95,8 +110,7 @@ def each_domain_cohorts(
     split_of: dict[str, str] = {}
     for domain in sorted(set(domain_of)):
         own = labels[domain_of == domain]
-        for y, name in enumerate(cohort.classes):
-            members = own.index[own == y]
+        for y, name, members in _strata(cohort, own):
             if len(members) < 3:
                 problems.add(
                     f"{domain!r} has {len(members)} patients of the class {name!r}; train, val and test need one each."
@@ -113,6 +127,16 @@ def each_domain_cohorts(
         )
         for domain in sorted(set(domain_of))
     }
+
+
+def _strata(cohort: Cohort, labels: pd.Series) -> list[tuple[int, str, pd.Index]]:
+    """Groups of patients of one class, with its number and name; with several labels a row all patients are one group.
+
+    Whether every label is in every part is checked when the parts are made.
+    """
+    if cohort.task == "multi_label":
+        return [(0, "any", labels.index)]
+    return [(y, name, labels.index[labels == y]) for y, name in enumerate(cohort.classes)]
 
 
 def patient_domains(cohort: Cohort, column: str) -> pd.Series:

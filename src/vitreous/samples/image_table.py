@@ -11,10 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import Task
 from vitreous.samples.choices import Filter, choose_rows
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, Cohort, seal
 from vitreous.samples.identifiers import match_spelling
 from vitreous.samples.image_files import FoundImages, find_images, match_names, without_suffix
+from vitreous.samples.label_columns import read_label_sets
 from vitreous.samples.patients import check_agreement, check_ids, patient_classes, patients_are_rows
 from vitreous.samples.problems import Problems, examples
 from vitreous.samples.selection import exclude
@@ -42,9 +44,10 @@ def load_image_table(
     listings: Listing | Mapping[str, Listing],
     *,
     image: str,
-    label: str,
+    label: str | Sequence[str],
     classes: Sequence[str],
     split: SplitSource | None,
+    agreement: float | None = None,
     label_map: Mapping[str, str] | None = None,
     patient: str | None = None,
     where: Filter | None = None,
@@ -62,8 +65,9 @@ def load_image_table(
         tables: one TSV or CSV, or one for each split.
         listings: what lies below the folder of the images, or below that of each split.
         image: the column of file names, with or without extension, maybe with folders.
-        label: the column of labels; 0, 0.0 and 00 are one value.
-        classes: class names in index order.
+        label: the column of labels; 0, 0.0 and 00 are one value. Several columns are one label each, 0 or 1 by row.
+        classes: class names in index order, or the labels' names.
+        agreement: with several columns, the share of annotators from which a label is present.
         split: a column holding train, val, test; fractions; one file of ids for each split; None where the tables say
             it or folds give it later; or, with tables for train and test, the share of train that becomes val.
         label_map: value of the label column → class; without it the values are the class names.
@@ -80,20 +84,26 @@ def load_image_table(
     read = _read_tables(tables, table_names)
     problems = Problems(", ".join(table.name for table in read.values()))
     further = [column for column in columns if column not in domains]
-    needed = {"images": [image], "labels": [label], "patients": [patient] if patient else [], "domains": domains}
+    labels = [label] if isinstance(label, str) else list(label)
+    needed = {"images": [image], "labels": labels, "patients": [patient] if patient else [], "domains": domains}
     needed |= {"splits": [split] if isinstance(split, str) else [], "where": list(where or {}), "columns": further}
     for table in read.values():
         in_table = "" if len(read) == 1 else f" in {table.name}"
         for purpose, names in needed.items():
             check_columns(table, names, purpose + in_table, problems)
-    _check_options(classes, label, [*domains, *further], problems)
+    _check_options(classes, labels, [*domains, *further], problems)
     problems.check_none()
     cells = _stack(read)
     rows = cells[[*domains, *further]].assign(image=cells[image], rule="", detail="")
     rows["of_table"] = [part for part, table in read.items() for _ in range(len(table.frame))]
     exclude(rows, ~choose_rows(cells, where or {}, "where", problems), "where", f"where: {dict(where or {})}")
-    rows["y"] = _class_indices(cells[label], rows["rule"] == "", label, classes, label_map, problems)
-    exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
+    task: Task = "multi_class" if isinstance(label, str) else "multi_label"
+    if isinstance(label, str):
+        rows["y"] = _class_indices(cells[label], rows["rule"] == "", label, classes, label_map, problems)
+        exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
+    else:
+        rows["y"] = read_label_sets(cells[labels], rows["rule"] == "", agreement, problems)
+        exclude(rows, rows["y"].isna(), "missing label", f"no value in one of {labels}")
     findings = [finding for table in read.values() for finding in table.findings]
     findings += _add_files(rows, listings, problems)
     if patient is None:
@@ -106,7 +116,7 @@ def load_image_table(
     for domain in domains:
         rows[domain] = rows[domain].where(~is_missing(rows[domain]), _UNKNOWN)
     findings += _exclude_duplicates(rows, domains, problems)
-    _draw_splits(rows, split)
+    _draw_splits(rows, split, task, len(classes))
     check_agreement(rows.loc[rows["rule"] == ""], problems, one_label=one_label)
     problems.check_none()
     kept = rows.loc[rows["rule"] == ""].assign(item=-1, weight=1.0)
@@ -118,6 +128,7 @@ def load_image_table(
         domains,
         (),
         where=", ".join(table.name for table in read.values()),
+        task=task,
     )
 
 
@@ -136,10 +147,10 @@ def _stack(read: Mapping[str, Table]) -> pd.DataFrame:
     return pd.concat(frames).fillna("").astype("str")
 
 
-def _check_options(classes: Sequence[str], label: str, domains: Sequence[str], problems: Problems) -> None:
+def _check_options(classes: Sequence[str], labels: Sequence[str], domains: Sequence[str], problems: Problems) -> None:
     if len(set(classes)) != len(classes) or len(classes) < 2:
         problems.add(f"classes must be two or more different names; got {list(classes)}.")
-    if label in domains:
+    for label in (label for label in labels if label in domains):
         problems.add(
             f"domains or columns hold the label {label!r}, which would show the labels of the test split; take it out."
         )
@@ -312,14 +323,15 @@ def _exclude_duplicates(rows: pd.DataFrame, domains: Sequence[str], problems: Pr
     ]
 
 
-def _draw_splits(rows: pd.DataFrame, split: SplitSource | None) -> None:
+def _draw_splits(rows: pd.DataFrame, split: SplitSource | None, task: Task, num_classes: int) -> None:
     live = rows.loc[rows["rule"] == ""]
+    num_labels = num_classes if task == "multi_label" else None
     if isinstance(split, FractionSplit):
-        drawn = fraction_split(patient_classes(live), split)
+        drawn = fraction_split(patient_classes(live, task), split, num_labels)
         rows.loc[live.index, "split"] = live["patient_id"].map(drawn)
     elif isinstance(split, ValFraction):
         train = live.loc[live["split"] == "train"]
-        drawn = val_split(patient_classes(train), split)
+        drawn = val_split(patient_classes(train, task), split, num_labels)
         rows.loc[train.index, "split"] = train["patient_id"].map(drawn)
 
 

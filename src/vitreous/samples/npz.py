@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitreous.core.errors import SampleError
+from vitreous.core.label_sets import Task, encode_label_sets, num_label_values
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SPLITS, Cohort, seal
 from vitreous.samples.patients import check_agreement, patients_are_rows
 from vitreous.samples.problems import Problems, examples
@@ -29,11 +30,12 @@ def load_npz_cohort(
     item_axes: str | None = None,
     name: str | None = None,
     one_label: bool = True,
+    task: Task = "multi_class",
 ) -> Cohort:
     """One sample for each row of ``<split>_images``; labels are ``<split>_labels``, (N,) or (N, 1) class indices.
 
     Args:
-        classes: names of the indices 0, 1, …
+        classes: names of the indices 0, 1, …; with `task` multi_label of the columns of the labels, (N, C) of 0 and 1.
         patients: suffix of arrays of patient ids (``patient_ids`` reads ``train_patient_ids`` …). Without one every
             row is a patient of its own, and a finding says so.
         item_axes: letters of the axes of an item, such as DHW or HWC; an array of another number is refused.
@@ -50,7 +52,7 @@ def load_npz_cohort(
         with zipfile.ZipFile(path) as archive:
             arrays = {member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")}
             for split in SPLITS:
-                frame = _read_split(archive, arrays, split, len(classes), patients, item_axes, problems)
+                frame = _read_split(archive, arrays, split, len(classes), task, patients, item_axes, problems)
                 if frame is not None:
                     frames.append(frame)
     except (OSError, zipfile.BadZipFile) as error:
@@ -63,7 +65,7 @@ def load_npz_cohort(
     samples = samples.assign(size=status.st_size, etag="", weight=1.0)
     findings = () if patients else (patients_are_rows(name, _REMEDY),)
     excluded = pd.DataFrame(columns=list(EXCLUDED_COLUMNS), dtype="str")
-    return seal(samples, excluded, classes, findings, (), (), where=name)
+    return seal(samples, excluded, classes, findings, (), (), where=name, task=task)
 
 
 def _read_split(
@@ -71,6 +73,7 @@ def _read_split(
     arrays: set[str],
     split: str,
     num_classes: int,
+    task: Task,
     patients: str | None,
     item_axes: str | None,
     problems: Problems,
@@ -88,13 +91,16 @@ def _read_split(
         return None
     if item_axes is not None:
         _check_item_axes(images, shape, item_axes, problems)
-    y = _read_labels(archive, labels, problems)
+    if task == "multi_label":
+        y = _read_label_sets(archive, labels, num_classes, problems)
+    else:
+        y = _read_labels(archive, labels, problems)
     if y is None:
         return None
     if len(y) != shape[0]:
         problems.add(f"{images} has {shape[0]} items and {labels} {len(y)}; they must agree.")
         return None
-    outside = np.flatnonzero((y < 0) | (y >= num_classes))
+    outside = np.flatnonzero((y < 0) | (y >= num_label_values(num_classes, task)))
     if len(outside):
         values = sorted(set(y[outside].tolist()))
         problems.add(
@@ -150,10 +156,24 @@ def _read_labels(archive: zipfile.ZipFile, array: str, problems: Problems) -> np
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         problems.add(
             f"{array} must be whole numbers of the shape (N,) or (N, 1); got {values.dtype} {values.shape}. "
-            f"Several labels an item are another kind of study."
+            f"Where an item has several labels, name their columns: data.label: [A, B]."
         )
         return None
     return values.astype(np.int64)
+
+
+def _read_label_sets(
+    archive: zipfile.ZipFile, array: str, num_labels: int, problems: Problems
+) -> npt.NDArray[np.int64] | None:
+    values = _read_array(archive, array)
+    if values.ndim != 2 or values.shape[1] != num_labels:
+        problems.add(f"{array} must have the shape (N, {num_labels}), a column a label; got {values.shape}.")
+        return None
+    if not np.isin(values, (0, 1)).all():
+        found = sorted(set(values[~np.isin(values, (0, 1))].tolist()))
+        problems.add(f"{array} must hold 0 and 1, a column a label; got {examples(found)}.")
+        return None
+    return encode_label_sets(values.astype(np.bool_))
 
 
 def _read_patients(archive: zipfile.ZipFile, array: str, length: int, problems: Problems) -> list[str]:

@@ -16,6 +16,7 @@ from vitreous.core.finding import Finding
 from vitreous.samples.choices import Filter, choose_rows
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, Cohort, seal
 from vitreous.samples.identifiers import match_spelling
+from vitreous.samples.label_columns import read_label_sets
 from vitreous.samples.patients import check_ids
 from vitreous.samples.problems import Problems, examples
 from vitreous.samples.selection import VolumeChoice, exclude, exclude_by_choice, exclude_duplicates
@@ -40,9 +41,10 @@ _OWN_NAMES = {*SAMPLE_COLUMNS, "rule", "detail", "has_object"}
 def load_participants(
     table: Path,
     *,
-    label: str,
+    label: str | Sequence[str],
     classes: Sequence[str],
     split: SplitSource | None,
+    agreement: float | None = None,
     manifest: Path | None = None,
     listing: Sequence[ObjectInfo] | None = None,
     pattern: str = DEFAULT_PATTERN,
@@ -58,8 +60,9 @@ def load_participants(
 
     Args:
         table: TSV or CSV, one row a participant, or several that agree.
-        label: the column of class names.
-        classes: class names in index order.
+        label: the column of class names. Several columns are one label each, 0 or 1 by row.
+        classes: class names in index order, or the labels' names.
+        agreement: with several columns, the share of annotators from which a label is present.
         split: a column holding train, val, test; fractions; one file of ids for each split; or None where folds
             give one later.
         manifest: TSV or CSV, one row a volume, with ``filepath`` below the root.
@@ -77,7 +80,8 @@ def load_participants(
     read = read_table(table, table_name)
     problems = Problems(read.name)
     further = [column for column in columns if column not in domains]
-    people = _read_people(read, label, classes, split, patient, where or {}, [*domains, *further], problems)
+    shown = [*domains, *further]
+    people = _read_people(read, label, agreement, classes, split, patient, where or {}, shown, problems)
     if manifest is not None:
         source = read_table(manifest, manifest_name)
         files = files_of_manifest(source, patient, listing)
@@ -109,12 +113,14 @@ def load_participants(
         domains,
         without_files,
         where=people.name,
+        task="multi_class" if isinstance(label, str) else "multi_label",
     )
 
 
 def _read_people(
     table: Table,
-    label: str,
+    label: str | Sequence[str],
+    agreement: float | None,
     classes: Sequence[str],
     split: SplitSource | None,
     patient: str,
@@ -125,22 +131,27 @@ def _read_people(
     """One row a participant, indexed by id: ``y``, ``split``, ``rule``, ``detail`` and the table's domain columns."""
     column, findings = find_patient_column(table, patient)
     check_columns(table, [column or patient], "patients", problems)
-    check_columns(table, [label], "labels", problems)
+    labels = [label] if isinstance(label, str) else list(label)
+    check_columns(table, labels, "labels", problems)
     check_columns(table, [split] if isinstance(split, str) else [], "splits", problems)
     check_columns(table, list(where), "where", problems)
     if len(set(classes)) != len(classes) or len(classes) < 2:
         problems.add(f"classes must be two or more different names; got {list(classes)}.")
-    if label in domains:
+    for shown in (one for one in labels if one in domains):
         problems.add(
-            f"domains or columns hold the label {label!r}, which would show the labels of the test split; take it out."
+            f"domains or columns hold the label {shown!r}, which would show the labels of the test split; take it out."
         )
     problems.check_none()
     assert column is not None
     rows = table.frame.assign(patient_id=table.frame[column], rule="", detail="")
     check_ids(rows["patient_id"], problems)
     exclude(rows, ~choose_rows(rows, where, "where", problems), "where", f"where: {dict(where)}")
-    rows["y"] = _class_indices(rows, label, classes, problems)
-    exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
+    if isinstance(label, str):
+        rows["y"] = _class_indices(rows, label, classes, problems)
+        exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
+    else:
+        rows["y"] = read_label_sets(rows[labels], rows["rule"] == "", agreement, problems)
+        exclude(rows, rows["y"].isna(), "missing label", f"no value in one of {labels}")
     _add_splits(rows, split, column, problems)
     own = [domain for domain in domains if domain in table.frame.columns]
     people = _one_row_each(rows, own, problems)

@@ -1,8 +1,10 @@
 """Whose each sample is: ids written one way, and no patient in two splits or with two labels."""
 
+import numpy as np
 import pandas as pd
 
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import Task
 from vitreous.samples.identifiers import find_spelling_variants
 from vitreous.samples.problems import Problems, examples
 
@@ -49,16 +51,20 @@ def check_agreement(samples: pd.DataFrame, problems: Problems, *, one_label: boo
             )
 
 
-def patient_classes(samples: pd.DataFrame) -> pd.Series:
+def patient_classes(samples: pd.DataFrame, task: Task = "multi_class") -> pd.Series:
     """Class index by patient, by which splits are stratified: the highest of the patient's items.
 
     Where the items of a patient differ, as two eyes may, classes in the order of severity make it the worse one. Such
-    a patient stands for that class alone, so the shares of the other classes come out less even.
+    a patient stands for that class alone, so the shares of the other classes come out less even. With several labels a
+    row, a patient has every label that any of the items has.
 
     Args:
         samples: ``patient_id`` and ``y``.
     """
-    return samples.groupby("patient_id")["y"].max()
+    groups = samples.groupby("patient_id")["y"]
+    if task == "multi_class":
+        return groups.max()
+    return groups.agg(lambda numbers: int(np.bitwise_or.reduce(numbers.to_numpy(np.int64)))).astype("int64")
 
 
 def patients_are_rows(name: str, remedy: str) -> Finding:

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from vitreous.core.errors import SampleError
+from vitreous.core.label_sets import memberships
 from vitreous.core.streams import numpy_stream
 from vitreous.samples.cohort import SPLITS
+from vitreous.samples.label_strata import stratify_labels
 from vitreous.samples.problems import Problems, examples
 from vitreous.samples.tables import is_missing, read_table
 
@@ -82,29 +84,42 @@ def read_split_files(files: Mapping[str, Path], patient: str, problems: Problems
     return split_of
 
 
-def fraction_split(labels: pd.Series, split: FractionSplit) -> dict[str, str]:
+def fraction_split(labels: pd.Series, split: FractionSplit, num_labels: int | None = None) -> dict[str, str]:
     """Patient → split, with the same shares in every class up to rounding; the largest remainder gets the odd one.
 
     The labels of all patients are used, the later test split's among them: a stratified split cannot be drawn without.
 
     Args:
         labels: class index by patient; order does not matter.
+        num_labels: where `labels` are numbers of sets of labels, how many labels there are; each is then shared out.
     """
-    return _draw(labels, SPLITS, split.fractions, "fraction split", split.seed)
+    return _draw(labels, SPLITS, split.fractions, "fraction split", split.seed, num_labels)
 
 
-def val_split(labels: pd.Series, split: ValFraction) -> dict[str, str]:
+def val_split(labels: pd.Series, split: ValFraction, num_labels: int | None = None) -> dict[str, str]:
     """Training patient → train or val, with the same share in every class up to rounding.
 
     Args:
         labels: class index by patient of those published as train; order does not matter.
+        num_labels: as of :func:`fraction_split`.
     """
-    return _draw(labels, ("train", "val"), (1 - split.fraction, split.fraction), "val split", split.seed)
+    fractions = (1 - split.fraction, split.fraction)
+    return _draw(labels, ("train", "val"), fractions, "val split", split.seed, num_labels)
 
 
 def _draw(
-    labels: pd.Series, names: Sequence[str], fractions: Sequence[float], stream: str, seed: int
+    labels: pd.Series,
+    names: Sequence[str],
+    fractions: Sequence[float],
+    stream: str,
+    seed: int,
+    num_labels: int | None,
 ) -> dict[str, str]:
+    if num_labels is not None:
+        labels = labels.sort_index()
+        has_PC = memberships(labels.to_numpy(), num_labels, "multi_label")
+        parts_P = stratify_labels(has_PC, fractions, numpy_stream(seed, stream))
+        return dict(zip(labels.index.tolist(), np.array(names)[parts_P].tolist(), strict=True))
     split_of: dict[str, str] = {}
     for y, members in labels.sort_index().groupby(labels.sort_index()):
         patients = members.index.to_numpy()

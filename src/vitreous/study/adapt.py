@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vitreous.config.losses import Asymmetric, CrossEntropy, Focal, Ordinal
 from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
 from vitreous.config.recipes import Recipe
@@ -25,8 +26,9 @@ from vitreous.core.fingerprints import fingerprint, hash_bytes
 from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.progress import progress_bar
 from vitreous.core.undefined import Undefined
-from vitreous.evidence.scores import score_predictions
+from vitreous.evidence.task_scores import score_rows, with_chosen_thresholds
 from vitreous.recipes.floors import fit_majority, shuffled_labels
+from vitreous.recipes.grid_losses import LossSettings
 from vitreous.recipes.probe_grid import FeatureSet, FittedProbe, ProbeMember, ProbeSettings, fit_probe_grid
 from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logistic_sweep
 from vitreous.recipes.selection import Selection, select_member
@@ -121,6 +123,7 @@ def _adapt(
         one, predictions = fitted[member], val_preds[member]
         if predictions is None or (row.is_seeded and one.seed != seed):
             raise RunError(f"{row.encoder}/{row.recipe_name}: the wrong member was chosen; please report this.")
+        predictions = with_chosen_thresholds(predictions, predictions.scored(aggregate))
         write = partial(write_tensors, one.tensors)
         head = Head(seed, one.settings, write, one.history, one.best_epoch, _number(scores[member]), predictions)
         write_head(folders[seed], head, unit=unit, model=model, recipe=recipe)
@@ -191,8 +194,23 @@ def probe_settings(probe: LinearProbe | MlpProbe) -> ProbeSettings:
         warmup_epochs=min(5, probe.epochs // 10) if probe.warmup_epochs == "auto" else probe.warmup_epochs,
         patience=probe.patience,
         min_delta=probe.min_delta,
-        label_smoothing=probe.label_smoothing,
+        loss=loss_settings(probe),
+        sampler=probe.sampler,
     )
+
+
+def loss_settings(probe: LinearProbe | MlpProbe) -> LossSettings:
+    """The loss of a recipe's heads."""
+    match probe.loss:
+        case CrossEntropy():
+            return LossSettings(label_smoothing=probe.label_smoothing)
+        case Focal(gamma=gamma):
+            return LossSettings("focal", gamma=gamma)
+        case Ordinal(weight=weight):
+            return LossSettings("ordinal", ordinal_weight=weight)
+        case Asymmetric(gamma_positive=positive, gamma_negative=negative, clip=clip):
+            return LossSettings("asymmetric", gamma_positive=positive, gamma_negative=negative, clip=clip)
+    assert_never(probe.loss)
 
 
 def _predict(
@@ -200,15 +218,18 @@ def _predict(
 ) -> Predictions | None:
     if one.diverged_epoch is not None:
         return None
-    return Predictions(val_ids, val.patient_id_N, val.y_N, one.predict_logits(val.features_ND), classes)
+    return Predictions(val_ids, val.patient_id_N, val.y_N, one.predict_logits(val.features_ND), classes, task=val.task)
 
 
 def score_on_val(predictions: Predictions | None, metric: str, aggregate: Aggregate) -> float | Undefined:
-    """The study's metric of what it scores; Undefined for a member that diverged."""
+    """The study's metric of what it scores; Undefined for a member that diverged.
+
+    Labels are decided at the thresholds that are best on these rows, as those of the chosen member will be.
+    """
     if predictions is None:
         return Undefined("training diverged")
     scored = predictions.scored(aggregate)
-    return score_predictions(scored.y_true_N, scored.probs_NC, scored.classes)[metric]
+    return score_rows(with_chosen_thresholds(scored, scored))[metric]
 
 
 def _write_selection(

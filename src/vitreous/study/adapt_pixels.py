@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 
-from vitreous.config.pixel_recipes import CrossEntropy, Focal, FromScratch, Lora, Ordinal, Partial, PixelRecipe, Staged
+from vitreous.config.losses import CrossEntropy, Focal, Ordinal
+from vitreous.config.pixel_recipes import FromScratch, Lora, Partial, PixelRecipe, Staged
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import ConfigError, UserError
 from vitreous.core.files import replacing, write_json
@@ -28,6 +29,7 @@ from vitreous.core.predictions import Predictions
 from vitreous.core.streams import stream_seed
 from vitreous.encoders.catalog import build_random_encoder
 from vitreous.encoders.encoder import Encoder
+from vitreous.evidence.task_scores import with_chosen_thresholds
 from vitreous.features.pixel_store import PixelStore
 from vitreous.inputs.augmentation import AugmentSettings, check_augment
 from vitreous.recipes.lora import add_adapters
@@ -158,8 +160,14 @@ def _train(
     )
     ids = run.features.samples["sample_id"].to_numpy(np.str_)
     val_preds = Predictions(
-        ids[partition.rows("val")], val.patient_id_N, val.y_N, predict(val), tuple(config.data.classes)
+        ids[partition.rows("val")],
+        val.patient_id_N,
+        val.y_N,
+        predict(val),
+        tuple(config.data.classes),
+        task=config.data.task,
     )
+    val_preds = with_chosen_thresholds(val_preds, val_preds.scored(config.data.aggregate))
     head = Head(
         seed=seed,
         setting={},
@@ -292,6 +300,7 @@ def pixel_set(run: PixelRun, opened: OpenedEncoder, partition: Partition, split:
         samples["weight"].to_numpy(np.float64)[rows],
         opened.encoder.spec,
         run.config.data.aggregate,
+        run.config.data.task,
     )
 
 

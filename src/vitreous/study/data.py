@@ -170,6 +170,7 @@ def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:
                 item_axes=data.axes,
                 name=data.table,
                 one_label=data.aggregate != "none",
+                task=data.task,
             )
             # the arrays are as new as their file: another file under the same path is another cohort
             cohort.samples["etag"] = info.etag
@@ -266,6 +267,7 @@ def _open_csv(
         listings if isinstance(data.files, dict) else listings[""],
         image=data.image,
         label=data.label,
+        agreement=data.agreement,
         classes=data.classes,
         split=split,
         label_map=data.label_map,
@@ -296,6 +298,7 @@ def _open_participants(
     return load_participants(
         fetch(data.table),
         label=data.label,
+        agreement=data.agreement,
         classes=data.classes,
         split=split,
         manifest=None if data.manifest is None else fetch(data.manifest),

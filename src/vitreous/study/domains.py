@@ -16,7 +16,7 @@ from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.domain_matrix import DomainMatrix, measure_domains
 from vitreous.evidence.intervals import Interval
-from vitreous.evidence.scores import METRICS
+from vitreous.evidence.task_scores import TASK_SCORES
 from vitreous.reports.transfer_figures import heat_map_svg
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.folds import patient_domains
@@ -91,7 +91,7 @@ def write_domain_matrices(
     folder = directory.root / "domains"
     matrices = [(row, _measure(config, rounds, by_round)) for row, by_round in tests.items()]
     write_text(folder / "matrix.csv", _matrix_csv(matrices))
-    title = METRICS[config.metric].title
+    title = TASK_SCORES[config.data.task].metrics[config.metric].title
     if rounds.kind == "leave_out":
         lines = [[matrix.cells[k][k].score for k in range(len(rounds.domains))] for _, matrix in matrices]
         svg = heat_map_svg(

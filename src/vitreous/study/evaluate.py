@@ -16,12 +16,12 @@ from vitreous.core.files import write_json, write_text
 from vitreous.core.input_spec import item_noun
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
-from vitreous.evidence.scores import confusion_matrix, score_predictions
+from vitreous.evidence.task_scores import co_occurrence, score_rows, true_co_occurrence
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.reports.figures import confusion_matrix_svg
 from vitreous.study.encode import StudyFeatures
 from vitreous.study.floors import row_features
-from vitreous.study.heads import hash_model, read_tensors, read_test_logits
+from vitreous.study.heads import hash_model, read_model, read_tensors, read_test_logits
 from vitreous.study.ledger import Ledger
 from vitreous.study.partitions import Partition
 from vitreous.study.row import Row, is_on_pixels
@@ -62,6 +62,7 @@ def evaluate_all(
             np.array([labels[name] for name in ids], dtype=np.int64),
             _test_logits(row, partition, folder, features, columns, ids.tolist(), config.data.classes),
             config.data.classes,
+            task=config.data.task,
         )
         _write_scores(folder, test, config.data)
 
@@ -82,6 +83,8 @@ def _test_logits(
 
 
 def _write_scores(folder: Path, test: Predictions, data: Data) -> None:
+    thresholds = read_model(folder).get("thresholds")
+    test = test if thresholds is None else test.with_thresholds([thresholds[name] for name in test.classes])
     scored = test.scored(data.aggregate)
     val = Predictions.read(folder / "val_preds.parquet", test.classes).scored(data.aggregate)
     test.write(folder / "test_preds.parquet")
@@ -92,7 +95,7 @@ def _write_scores(folder: Path, test: Predictions, data: Data) -> None:
         patients = {
             f"n_{split}_patients": len(np.unique(one.patient_id_N)) for split, one in (("val", val), ("test", scored))
         }
-    matrix_CC = confusion_matrix(scored.y_true_N, scored.y_pred_N, len(test.classes))
+    matrix_CC = co_occurrence(scored)
     write_text(folder / "confusion_matrix.svg", confusion_matrix_svg(matrix_CC.tolist(), test.classes))
     write_json(
         folder / "metrics.json",
@@ -102,11 +105,22 @@ def _write_scores(folder: Path, test: Predictions, data: Data) -> None:
             "n_val": len(val.y_true_N),
             "n_test": len(scored.y_true_N),
             **patients,
-            "val": _plain(score_predictions(val.y_true_N, val.probs_NC, val.classes)),
-            "test": _plain(score_predictions(scored.y_true_N, scored.probs_NC, scored.classes)),
+            "val": _plain(score_rows(val)),
+            "test": _plain(score_rows(scored)),
             "test_confusion": matrix_CC.tolist(),
+            **({} if thresholds is None else _of_labels(thresholds, val, scored)),
         },
     )
+
+
+def _of_labels(thresholds: Mapping[str, float], val: Predictions, test: Predictions) -> dict[str, Any]:
+    """What only several labels a row have: the thresholds chosen on val, and which labels come together."""
+    return {
+        "thresholds": dict(thresholds),
+        "classes": list(test.classes),
+        "val_co_occurrence": true_co_occurrence(val).tolist(),
+        "test_co_occurrence": true_co_occurrence(test).tolist(),
+    }
 
 
 def _plain(scores: Mapping[str, float | Undefined]) -> dict[str, Any]:

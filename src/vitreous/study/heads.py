@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from safetensors.numpy import load_file, save
 
+from vitreous.core.errors import RunError
 from vitreous.core.files import replacing, write_bytes, write_json, write_text
 from vitreous.core.fingerprints import fingerprint, hash_file
 from vitreous.core.predictions import Predictions
@@ -86,12 +87,22 @@ def write_head(folder: Path, head: Head, *, unit: str, model: Mapping[str, Any],
             "schema_version": SCHEMA_VERSION,
             "unit": unit,
             "classes": list(classes),
+            **_labels_facts(head.val),
             "seed": head.seed,
             "setting": dict(head.setting),
             "best_epoch": head.best_epoch,
             "val_score": head.val_score,
         },
     )
+
+
+def _labels_facts(val: Predictions) -> dict[str, Any]:
+    """What predicting several labels a row needs besides the weights: the thresholds that were chosen on val."""
+    if val.task == "multi_class":
+        return {}
+    if val.thresholds_NC is None or not len(val.thresholds_NC):
+        raise RunError("a model of several labels has no thresholds; please report this with the study file.")
+    return {"task": val.task, "thresholds": dict(zip(val.classes, val.thresholds_NC[0].tolist(), strict=True))}
 
 
 def read_test_logits(folder: Path, sample_ids: Sequence[str], classes: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ from vitreous.core.errors import UserError
 from vitreous.core.input_spec import item_noun
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.intervals import Interval
-from vitreous.evidence.scores import METRICS
+from vitreous.evidence.task_scores import TASK_SCORES
 from vitreous.reports.leaderboard import Leaderboard, LeaderboardRow
 from vitreous.study.account import read_account
 from vitreous.study.model_folder import ModelFolder
@@ -51,7 +51,10 @@ def _head(model: ModelFolder, config: Mapping[str, Any]) -> list[str]:
     return [
         f"# {config['study']}: {encoder['name']} / {config['recipe']['name']}",
         "",
-        f"Tells {item_noun(model.modality)} apart into {len(model.classes)} classes: {', '.join(model.classes)}.",
+        f"Tells {item_noun(model.modality)} apart into {len(model.classes)} classes: {', '.join(model.classes)}."
+        if model.task == "multi_class"
+        else f"Says of {item_noun(model.modality)} which of {len(model.classes)} labels they have: "
+        f"{', '.join(model.classes)}.",
         f"Encoder `{encoder['name']}` (family {encoder['family']}, {start}), recipe `{config['recipe']['name']}` "
         f"({config['recipe']['kind']}), seed {facts['seed']}; {kind}{learned}. Complete weights in fp32.",
     ]
@@ -66,8 +69,12 @@ def _use(model: ModelFolder) -> list[str]:
         "probabilities unless that was checked on the data at hand.",
         "",
         "**Not for** diagnosis, triage or treatment of any person, nor as a medical device; not for devices, sites or "
-        "populations that the data below do not hold; not for classes that are not listed: every input is given one of "
-        "them, whatever it shows.",
+        "populations that the data below do not hold; "
+        + (
+            "not for classes that are not listed: every input is given one of them, whatever it shows."
+            if model.task == "multi_class"
+            else "not for labels that are not listed: nothing is said of them, whatever an input shows."
+        ),
     ]
 
 
@@ -110,7 +117,7 @@ def _results(model: ModelFolder) -> list[str]:
     own = _own_metrics(model)
     if model.run is None:
         lines += ["Intervals are not known: the model was exported from a copy outside its run.", ""]
-        return [*lines, *(_own_table(own) if own else ["No metrics lie beside the model."])]
+        return [*lines, *(_own_table(model, own) if own else ["No metrics lie beside the model."])]
     try:
         leaderboard = leaderboard_of(model.run, model.config)
     except UserError as error:
@@ -129,8 +136,8 @@ def _own_metrics(model: ModelFolder) -> Mapping[str, Any]:
     return values
 
 
-def _own_table(own: Mapping[str, Any]) -> list[str]:
-    body = [[metric.title, _number(own.get(name))] for name, metric in METRICS.items()]
+def _own_table(model: ModelFolder, own: Mapping[str, Any]) -> list[str]:
+    body = [[metric.title, _number(own.get(name))] for name, metric in TASK_SCORES[model.task].metrics.items()]
     return _table(["metric", "test, this model"], body)
 
 
@@ -138,7 +145,7 @@ def _row_table(leaderboard: Leaderboard, row: LeaderboardRow, own: Mapping[str, 
     several = f"mean of {len(row.seeds)} seeds" if len(row.seeds) > 1 else "this seed"
     body = [
         [metric.title, _interval(row.test[name]), _number(own.get(name))]
-        for name, metric in METRICS.items()
+        for name, metric in leaderboard.scores.metrics.items()
         if name in row.test
     ]
     return [

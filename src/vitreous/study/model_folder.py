@@ -14,6 +14,7 @@ from vitreous.config.recipes import RecipeOnPixels
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import LocationError, StudyMismatchError, UserError
 from vitreous.core.input_spec import Modality
+from vitreous.core.label_sets import Task
 from vitreous.study.data import OpenedData, open_cache, s3_options
 from vitreous.study.encode import feature_store
 from vitreous.study.encoders import OpenedEncoder, load_source
@@ -48,6 +49,17 @@ class ModelFolder:
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
         return tuple(self.facts["classes"])
+
+    @property
+    def task(self) -> Task:
+        """Whether a sample has one class, or any number of labels."""
+        task: Task = self.facts.get("task", "multi_class")
+        return task
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """Of labels, the probability from which each is present, chosen on val."""
+        return None if self.task == "multi_class" else [self.facts["thresholds"][name] for name in self.classes]
 
     @property
     def modality(self) -> Modality:
@@ -175,11 +187,14 @@ def _run_of(path: Path, encoder: str) -> RunDirectory | None:
 def _implied_study(facts: Mapping[str, Any]) -> StudyConfig:
     """The study that a copied folder comes from, as far as predicting depends on it; its data are not known."""
     unknown = "unknown"
-    data = (
-        {"kind": "folder", "files": unknown}
-        if facts["modality"] == "image"
-        else {"kind": "participants", "table": unknown, "files": unknown, "label": unknown}
-    )
+    of_labels = facts.get("task", "multi_class") == "multi_label"
+    tables = {"table": unknown, "files": unknown, "label": facts["classes"] if of_labels else unknown}
+    if facts["modality"] == "volume":
+        data = {"kind": "participants", **tables}
+    elif of_labels:
+        data = {"kind": "csv", "image": unknown, "split": unknown, **tables}
+    else:
+        data = {"kind": "folder", "files": unknown}
     space = facts["feature_space"]
     source = {key: value for key, value in facts["encoder"].items() if key not in ("name", "modality", "seed")}
     return validate_study(

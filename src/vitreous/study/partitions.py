@@ -13,6 +13,7 @@ import pandas as pd
 
 from vitreous.config.study import EachDomain, Folds, KFolds, LeaveOut
 from vitreous.core.errors import RunError
+from vitreous.core.label_sets import memberships
 from vitreous.core.predictions import Aggregate
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.samples.cohort import Cohort
@@ -27,7 +28,7 @@ class Partition:
         fold: number of the round, or None without folds.
         cohort: under the split of this round; its test labels are sealed.
         split_N: train, val or test; empty for who takes no part in this round.
-        y_N: class indices; -1 for test rows.
+        y_N: class indices or numbers of sets of labels; -1 for test rows.
     """
 
     fold: int | None
@@ -87,9 +88,14 @@ def check_partitions(partitions: Sequence[Partition], classes: Sequence[str]) ->
             if len(rows) == 0:
                 problems.append(f"{where}no usable file is left in {split}")
             elif split != "test":
-                left = set(partition.y_N[rows].tolist())
-                gone = [name for index, name in enumerate(classes) if index not in left]
-                problems += [f"{where}no usable patient of class {name!r} is left in {split}" for name in gone]
+                task = partition.cohort.task
+                has_NC = memberships(partition.y_N[rows], len(classes), task)
+                noun = "class" if task == "multi_class" else "label"
+                gone = [name for name, has_N in zip(classes, has_NC.T, strict=True) if not has_N.any()]
+                problems += [f"{where}no usable patient of {noun} {name!r} is left in {split}" for name in gone]
+                full = [name for name, has_N in zip(classes, has_NC.T, strict=True) if has_N.all()]
+                if task == "multi_label":
+                    problems += [f"{where}every usable patient left in {split} has the label {name!r}" for name in full]
     if problems:
         raise RunError(
             f"{'; '.join(problems)}. Quarantined files took them away: see data_errors.csv, mend the files, or choose "
@@ -115,4 +121,5 @@ def feature_set(
         samples["patient_id"].to_numpy(np.str_)[rows],
         samples["weight"].to_numpy(np.float64)[rows],
         aggregate,
+        partition.cohort.task,
     )

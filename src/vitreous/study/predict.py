@@ -102,7 +102,7 @@ def predict_files(
     quarantined = pd.concat([found.missing, quarantined], ignore_index=True) if len(found.missing) else quarantined
     patients = out.with_name(f"{out.stem}_patient.parquet") if per_patient else None
     done = Predicted(out, out.with_name(f"{out.name}.errors.csv"), patients, len(rows), len(quarantined))
-    _write(done, rows, quarantined, model.classes, with_patients=options.names_patients)
+    _write(done, rows, quarantined, model, with_patients=options.names_patients)
     shutil.rmtree(_parts_folder(out), ignore_errors=True)
     console.print(_describe(done, found, model))
     _check_share(quarantined, len(rows), allowed, done.errors)
@@ -232,12 +232,15 @@ def _predict_piece(
 
 
 def _write(
-    done: Predicted, rows: pd.DataFrame, quarantined: pd.DataFrame, classes: tuple[str, ...], *, with_patients: bool
+    done: Predicted, rows: pd.DataFrame, quarantined: pd.DataFrame, model: ModelFolder, *, with_patients: bool
 ) -> None:
+    classes = model.classes
     logits_NC = rows[[f"logit_{name}" for name in classes]].to_numpy(np.float64)
     nothing_N = np.zeros(len(rows), np.int64)  # labels take no part
     ids, patients = (rows[column].to_numpy(np.str_) for column in ("sample_id", "patient_id"))
-    predictions = Predictions(ids, patients, nothing_N, logits_NC, classes)
+    predictions = Predictions(ids, patients, nothing_N, logits_NC, classes, task=model.task)
+    if model.thresholds is not None:
+        predictions = predictions.with_thresholds(model.thresholds)
     columns = {"sample_id": ids, **({"patient_id": patients} if with_patients else {})}
     columns |= {f"logit_{name}": logits_NC[:, index] for index, name in enumerate(classes)}
     _write_parquet(done.out, columns, predictions)
@@ -251,9 +254,14 @@ def _write(
 
 
 def _write_parquet(path: Path, columns: dict[str, npt.NDArray[np.generic]], predictions: Predictions) -> None:
-    classes, y_pred_N = predictions.classes, predictions.y_pred_N
+    classes = predictions.classes
     columns |= {f"prob_{name}": predictions.probs_NC[:, index] for index, name in enumerate(classes)}
-    columns |= {"y_pred": y_pred_N, "class_pred": np.array(classes, np.str_)[y_pred_N]}
+    if predictions.task == "multi_label":
+        decisions_NC = predictions.decisions_NC.astype(np.int64)
+        columns |= {f"y_pred_{name}": decisions_NC[:, index] for index, name in enumerate(classes)}
+    else:
+        y_pred_N = predictions.y_pred_N
+        columns |= {"y_pred": y_pred_N, "class_pred": np.array(classes, np.str_)[y_pred_N]}
     with replacing(path) as aside:
         pd.DataFrame(columns).to_parquet(aside, index=False)
 

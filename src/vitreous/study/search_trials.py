@@ -174,7 +174,7 @@ def _score_heads(problem: SearchProblem, recipe: FeatureRecipe, partition: Parti
         predicted = None
         if one.diverged_epoch is None:
             logits_NC = one.predict_logits(val.features_ND)
-            predicted = Predictions(ids, val.patient_id_N, val.y_N, logits_NC, config.data.classes)
+            predicted = Predictions(ids, val.patient_id_N, val.y_N, logits_NC, config.data.classes, task=val.task)
         scores.append(_number(score_on_val(predicted, config.metric, config.data.aggregate)))
     return scores
 
@@ -236,7 +236,7 @@ def _score_training(
         workers=runtime.pixel_workers,
     )
     ids = problem.features.samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
-    predicted = Predictions(ids, val.patient_id_N, val.y_N, logits_NC, config.data.classes)
+    predicted = Predictions(ids, val.patient_id_N, val.y_N, logits_NC, config.data.classes, task=val.task)
     return _number(score_on_val(predicted, config.metric, config.data.aggregate))
 
 

@@ -102,6 +102,11 @@ def run_transfer(
         raise UserError(f"--fit-share must lie between 0 and 1; got {fit_share:g}.")
     directory = RunDirectory(run_dir)
     config = kept_study(directory)
+    if config.data.task == "multi_label":
+        raise UserError(
+            f"{run_dir}: the study has several labels a sample; transfer compares models of one class a sample. "
+            "Predict the other cohort with `vitreous predict` instead."
+        )
     places = [parse_place(text) for text in on]
     check_names(places)
     chosen = _choose_rows(read_kept_rows(directory), rows, run_dir)
@@ -354,7 +359,11 @@ def _predict_missing(
             if unit.row.on_pixels
             else _predict_on_features(unit, features),
             classes,
+            task=config.data.task,
         )
+        thresholds = read_model(unit.folder).get("thresholds")
+        if thresholds is not None:
+            predicted = predicted.with_thresholds([thresholds[name] for name in classes])
         predicted.write(unit.predictions)
     folder.write_heads(folder.read_heads() | dict(heads))
 
