@@ -115,9 +115,7 @@ def test_intervals_draw_patients_together_and_rows_are_told_apart() -> None:
     weights = resample_weights(good.patient_id_N, num_resamples=400, rng=np.random.default_rng(0))
     intervals, targets = bootstrap_intervals([good], weights), good.targets_NC
     drawn = [
-        np.mean(
-            [average_precision_score(targets[:, c], good.probs_NC[:, c], sample_weight=w) for c in range(3)]
-        )
+        np.mean([average_precision_score(targets[:, c], good.probs_NC[:, c], sample_weight=w) for c in range(3)])
         for w in weights[:50]
     ]
     assert intervals["map"].value == pytest.approx(score_rows(good)["map"])

@@ -1,4 +1,4 @@
-"""One class against the rest, and the refusal of rows that a test cannot use.
+"""One class against the rest, or with a label against without it, and the refusal of rows that a test cannot use.
 
 Axes: N row.
 """
@@ -11,7 +11,7 @@ from vitreous.evidence.scores import FloatArray
 
 
 def one_vs_rest(predictions: Predictions, positive: str) -> tuple[npt.NDArray[np.bool_], FloatArray]:
-    """Whether each row is of the class (N), and the probability given to it (N).
+    """Whether each row is of the class, or has the label (N), and the probability given to it (N).
 
     Raises:
         ValueError: there is no such class, or a probability is not finite.
@@ -19,7 +19,7 @@ def one_vs_rest(predictions: Predictions, positive: str) -> tuple[npt.NDArray[np
     if positive not in predictions.classes:
         raise ValueError(f"no class {positive!r} to hold against the rest; the classes are {predictions.classes}")
     c = predictions.classes.index(positive)
-    return predictions.y_true_N == c, finite_probs(predictions)[:, c]
+    return predictions.targets_NC[:, c], finite_probs(predictions)[:, c]
 
 
 def finite_probs(predictions: Predictions) -> FloatArray:

@@ -33,7 +33,8 @@ class PairedTest:
     """One test of one pair; a difference is `row` minus `other`.
 
     Args:
-        metric: of the difference: the primary one; ``auroc`` or ``auroc_<class>``; ``accuracy``.
+        metric: of the difference: the primary one; ``auroc`` or ``auroc_<class>``; ``accuracy``, of several
+            labels a row ``exact_match``.
         low, high: percentile bounds of the bootstrap, normal bounds of DeLong; McNemar's test has none.
         bca_low, bca_high: of the bootstrap.
         standard_error: over resamples, or DeLong's.
@@ -115,7 +116,7 @@ def _bootstrap(
 def _delong_metrics(predictions: Predictions) -> list[tuple[str, str]]:
     """Name of the metric and the class held against the rest; of two classes either gives the same."""
     classes = predictions.classes
-    if len(classes) == 2:
+    if len(classes) == 2 and predictions.task == "multi_class":
         return [("auroc", classes[1])]
     return [(f"auroc_{name}", name) for name in classes]
 
@@ -143,11 +144,12 @@ def _delong(
 def _mcnemar(rows: Mapping[str, Candidate], pair: tuple[str, str]) -> PairedTest:
     first, other = (rows[name] for name in pair)
     one, two = first.test[first.exported], other.test[other.exported]
+    metric = "accuracy" if one.task == "multi_class" else "exact_match"  # the share of rows that are right
     if (missing := _why_not(one, "McNemar's test")) is not None:
-        return _untested(pair, "mcnemar", "accuracy", missing)
+        return _untested(pair, "mcnemar", metric, missing)
     told, none = mcnemar_test(one, two), Undefined("McNemar's test has no interval")
     return PairedTest(
-        *pair, "mcnemar", "accuracy", told.value, none, none, none, none, none, told.p, told.p,
+        *pair, "mcnemar", metric, told.value, none, none, none, none, none, told.p, told.p,
         seed=first.exported, other_seed=other.exported, only_row=told.only_first, only_other=told.only_second,
     )  # fmt: skip
 

@@ -251,7 +251,7 @@ def build_leaderboard(
 
 def _exported_seed(seeds: Sequence[int], val: Sequence[Predictions], metric: str) -> int:
     """The seed best on val, the lowest on a tie."""
-    scores = [score_predictions(one.y_true_N, one.probs_NC, one.classes)[metric] for one in val]
+    scores = [score_rows(one)[metric] for one in val]
     return max(zip(seeds, scores, strict=True), key=lambda pair: (_number(pair[1]), -pair[0]))[0]
 
 

@@ -14,7 +14,7 @@ from vitreous.core.files import write_json
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.leaderboard_reach import LeaderboardReach, PairReach
 from vitreous.evidence.power import Reach
-from vitreous.evidence.scores import METRICS
+from vitreous.evidence.task_scores import TASK_SCORES
 
 SCHEMA_VERSION = 1
 FILE = "power.json"
@@ -38,7 +38,8 @@ def power_sentences(reach: LeaderboardReach) -> list[str]:
     pair = None if reach.runner_up is None else reach.pair(reach.runner_up)
     if pair is None:
         return []
-    title = METRICS[reach.metric].title if reach.metric in METRICS else reach.metric
+    titles = {name: one.title for scores in reversed(TASK_SCORES.values()) for name, one in scores.metrics.items()}
+    title = titles.get(reach.metric, reach.metric)
     alone, among = pair.alone.smallest, pair.among_all.smallest
     if isinstance(alone, Undefined) or isinstance(among, Undefined):
         missing = alone if isinstance(alone, Undefined) else among
