@@ -5,13 +5,10 @@
 A killed call leaves whole files only; the same call continues. `train.csv` is written last.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +17,10 @@ from typing import Literal
 import numpy as np
 
 from vitreous.core.errors import UserError
-from vitreous.core.files import remove_partial_files, write_bytes, write_json, write_text
+from vitreous.core.files import remove_partial_files, write_bytes, write_text
 from vitreous.core.progress import Advance, no_progress
 from vitreous.core.streams import numpy_stream
+from vitreous.demo.cohort_folder import claim_folder, csv_text
 from vitreous.demo.fundus import (
     CAMERAS,
     Camera,
@@ -127,7 +125,7 @@ def write_fundus_cohort(
         "strength": strength,
         "flaws": dataclasses.asdict(flaws),
     }
-    _claim(out, recipe)
+    claim_folder(out, recipe, "synthetic fundus cohort")
     images = out / IMAGES
     images.mkdir(exist_ok=True)
     remove_partial_files(images)
@@ -147,9 +145,9 @@ def write_fundus_cohort(
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         truth = list(pool.map(write_one, rows))
     columns = ("id_code", "severity", "microaneurysms", "haemorrhages", "exudates", "flaw", "source")
-    write_text(out / "ground_truth.csv", _csv(columns, truth))
+    write_text(out / "ground_truth.csv", csv_text(columns, truth))
     table = ((row.id_code, row.grade, row.patient_id, row.eye, row.split, camera) for row in rows)
-    write_text(out / TABLE, _csv(("id_code", "diagnosis", "patient_id", "eye", "split", "camera"), table))
+    write_text(out / TABLE, csv_text(("id_code", "diagnosis", "patient_id", "eye", "split", "camera"), table))
     return out / TABLE
 
 
@@ -231,14 +229,6 @@ def _encode(row: FundusRow, shown: FundusRow, eye: FundusEye, camera: Camera, si
     return data[: len(data) // 2] if row.flaw == "truncated" else data
 
 
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _check_ranges(*, num_patients: int, size_px: int, strength: float, flaws: FundusFlaws) -> None:
     if not 20 <= num_patients <= 9999:
         raise UserError(f"a synthetic fundus cohort has 20 to 9,999 patients; got {num_patients}.")
@@ -248,29 +238,3 @@ def _check_ranges(*, num_patients: int, size_px: int, strength: float, flaws: Fu
         raise UserError(f"strength of a synthetic fundus cohort is 0 to 4; got {strength}.")
     if negative := [name for name, count in dataclasses.asdict(flaws).items() if count < 0]:
         raise UserError(f"flaws are counts, 0 or more; got {flaws} with a negative {', '.join(negative)}.")
-
-
-def _claim(out: Path, recipe: dict[str, object]) -> None:
-    """Mark `out` as this cohort's, or refuse it."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; name a folder for the synthetic fundus cohort.")
-    out.mkdir(parents=True, exist_ok=True)
-    remove_partial_files(out)
-    path = out / "recipe.json"
-    if not path.exists():
-        if found := sorted(entry.name for entry in out.iterdir()):
-            raise UserError(
-                f"{out}: holds {len(found)} entries (such as {found[0]}) and no recipe.json, so it is no synthetic "
-                f"fundus cohort. Name a new or empty folder."
-            )
-        write_json(path, recipe)
-        return
-    try:
-        stored = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: is no recipe of a synthetic cohort ({error}). Name another folder.") from error
-    if differing := sorted(key for key in recipe.keys() | stored.keys() if recipe.get(key) != stored.get(key)):
-        raise UserError(
-            f"{out}: holds a synthetic cohort that differs in {', '.join(differing)}. Name another folder, or remove "
-            f"this one first."
-        )
