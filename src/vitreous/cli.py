@@ -47,6 +47,16 @@ class TargetSplit(StrEnum):
     test = "test"
 
 
+class ExplainMethod(StrEnum):
+    """How a map is made."""
+
+    attention = "attention"
+    rollout = "rollout"
+    grad_attention = "grad_attention"
+    token_gradients = "token_gradients"
+    gradcam = "gradcam"
+
+
 class Device(StrEnum):
     """Where to compute."""
 
@@ -286,6 +296,64 @@ def predict(
         max_quarantined=max_quarantined,
         device=device.value,
     )
+
+
+@app.command()
+def explain(
+    model_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_DIR", help="A folder runs/<study>/<encoder>/<recipe>/seed<k>.", show_default=False
+        ),
+    ],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[ID ...]", hidden=True, show_default=False)] = None,
+    samples: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID ...", help="Samples of the run, as its tables name them.", show_default=False),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many of the most, and of the least, confident val samples.", show_default=False),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="PATH", help="New files instead; may be repeated.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default MODEL_DIR/explanations.", show_default=False)
+    ] = None,
+    method: Annotated[
+        list[ExplainMethod] | None, typer.Option(help="May be repeated; all that fit if left out.", show_default=False)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain; each sample's predicted one if left out.", show_default=False)
+    ] = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also the entropy of every layer and head, frozen and adapted.")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=2, help="Points of a deletion curve.")] = 16,
+    orders: Annotated[int, typer.Option(min=5, help="Random orders that a map must beat.")] = 20,
+    draws: Annotated[int, typer.Option(min=1, help="Random encoders, and random heads, a map is compared with.")] = 3,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where the encoder's file lies now, if it moved.", show_default=False)
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+) -> None:
+    """Where a model looks and what speaks for a class, each map with its checks. The same command resumes."""
+    from vitreous.study.explain import ExplainOptions, print_explain
+
+    options = ExplainOptions(
+        samples=[*(samples or []), *(more or [])],
+        inputs=inputs or [],
+        top=top,
+        methods=[one.value for one in method or []],
+        target=target,
+        attention=attention,
+        steps=steps,
+        orders=orders,
+        draws=draws,
+    )
+    print_explain(model_dir, out, options=options, checkpoint=checkpoint, device=device.value)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """Checks of maps. Oracles: scores whose curves are known, torchmetrics' SSIM, and models with planted evidence."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -159,13 +161,15 @@ def test_an_input_is_explained_and_checked_and_again_to_the_same_numbers() -> No
     assert first["token_gradients"].checks.head_correlation is not None
 
 
-def faithful(**changes: float | None) -> Faithfulness:
+def faithful(*, is_empty: bool = False, **changes: float | None) -> Faithfulness:
     given = {"deletion": 0.2, "insertion": 0.9, "encoder_correlation": 0.1, "head_correlation": 0.1, **changes}
     curve = np.zeros(2)
     return Faithfulness(
+        is_empty=is_empty,
         random=RandomOrders(0.5, 0.4, 0.6),
         encoder_ssim=0.0,
         head_ssim=None,
+        share_S=curve,
         deletion_curve=curve,
         insertion_curve=curve,
         random_curve=curve,
@@ -178,13 +182,14 @@ def faithful(**changes: float | None) -> Faithfulness:
     [
         ({}, ()),
         ({"head_correlation": None}, ()),
+        ({"is_empty": True}, ("empty",)),
         ({"deletion": 0.4}, ("deletion",)),
         ({"insertion": 0.6}, ("insertion",)),
         ({"encoder_correlation": 0.51}, ("random encoder",)),
         ({"head_correlation": 0.9, "deletion": 0.5}, ("deletion", "random head")),
     ],
 )
-def test_what_fails_is_named(changes: dict[str, float | None], failures: tuple[str, ...]) -> None:
+def test_what_fails_is_named(changes: dict[str, Any], failures: tuple[str, ...]) -> None:
     checks = faithful(**changes)
     assert checks.failures == failures
     assert checks.is_faithful == (not failures)

@@ -2,6 +2,7 @@
 
 A map is called not faithful when one of these fails:
 
+- it marks something: a map that is the same everywhere says nothing;
 - deletion: its area lies below the central 95 % of the areas of random orders;
 - insertion: its area lies above them;
 - randomisation: the map of the model with random weights has a mean rank correlation with it of at most
@@ -28,6 +29,7 @@ from vitreous.diagnosis.explain_perturbation import (
     masking_curves,
     order_of,
     random_orders,
+    steps_of,
 )
 from vitreous.diagnosis.explain_randomisation import RandomisedModels, rank_correlation, ssim
 from vitreous.diagnosis.explained_model import ExplainedModel
@@ -58,14 +60,18 @@ class Faithfulness:
     """What the checks of one map found.
 
     Args:
+        is_empty: whether the map has one value everywhere.
         deletion, insertion: areas under the probability of the target.
         random: areas of random orders.
         encoder_correlation, head_correlation: mean Spearman correlation with the maps of randomised models; None for
             a random head where the method does not look at the head.
         encoder_ssim, head_ssim: mean structural similarity with them.
-        deletion_curve, insertion_curve, random_curve: (S,) over the share of cells replaced, or put back.
+        share_S: of the cells replaced at each point of a deletion curve.
+        deletion_curve, random_curve: (S,) over `share_S`.
+        insertion_curve: (S,) over the share of the cells put back, 1 − `share_S` in reverse.
     """
 
+    is_empty: bool
     deletion: float
     insertion: float
     random: RandomOrders
@@ -73,6 +79,7 @@ class Faithfulness:
     encoder_ssim: float
     head_correlation: float | None
     head_ssim: float | None
+    share_S: FloatArray
     deletion_curve: FloatArray
     insertion_curve: FloatArray
     random_curve: FloatArray
@@ -80,12 +87,12 @@ class Faithfulness:
     @property
     def failures(self) -> tuple[str, ...]:
         """Names of the checks that failed."""
-        correlations = [self.encoder_correlation, self.head_correlation]
         checks = {
+            "empty": not self.is_empty,
             "deletion": self.deletion < self.random.low,
             "insertion": self.insertion > self.random.high,
             "random encoder": self.encoder_correlation <= MOST_CORRELATION,
-            "random head": correlations[1] is None or correlations[1] <= MOST_CORRELATION,
+            "random head": self.head_correlation is None or self.head_correlation <= MOST_CORRELATION,
         }
         return tuple(name for name, passed in checks.items() if not passed)
 
@@ -124,6 +131,7 @@ def explain_and_check(
     )
     random, random_curve = random_orders(masking, numpy_stream(0, "random orders"), settings.orders)
     num_cells = math.prod(masking.grid)
+    share_S = np.array(steps_of(num_cells, settings.steps)) / num_cells
     checked = {}
     for method, map_THW in maps.items():
         order_N = order_of(map_THW, numpy_stream(0, "equal cells", method))
@@ -131,10 +139,12 @@ def explain_and_check(
         checked[method] = CheckedMap(
             map_THW,
             Faithfulness(
+                bool(np.ptp(map_THW) == 0),
                 area(deletion_curve, num_cells, settings.steps),
                 area(reverse_curve, num_cells, settings.steps),
                 random,
                 *similar[method],
+                share_S,
                 deletion_curve,
                 reverse_curve[::-1],
                 random_curve,

@@ -75,6 +75,27 @@ def decode_nifti(path: Path, *, declared: DeclaredAxes, max_bytes: int) -> Volum
     return checked_volume(voxels_DHW, spacing_mm, facts)
 
 
+def read_decoded_affine(path: Path) -> npt.NDArray[np.float64]:
+    """Where the voxels of the decoded volume lie: (w, h, d, 1) → millimetres right, anterior, superior.
+
+    Args:
+        path: of a file that :func:`decode_nifti` oriented by its own affine.
+    """
+    with gzip.open(path) if _is_gzipped(path) else path.open("rb") as file:
+        header = _read_header(file, [])
+    affine = np.asarray(header.get_best_affine(), np.float64)
+    affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 0b111, 1.0)
+    shape = tuple(int(length) for length in header.get_data_shape()[:3])
+    nibabel: Any = orientations
+    orientation = nibabel.io_orientation(affine)
+    to_canonical = nibabel.inv_ornt_aff(orientation, shape)
+    extents = np.abs(np.linalg.inv(to_canonical)[:3, :3]) @ np.array(shape)  # along right, anterior, superior
+    flipped = np.diag([-1.0, -1.0, 1.0, 1.0])
+    flipped[:2, 3] = extents[:2] - 1
+    placed: npt.NDArray[np.float64] = affine @ to_canonical @ flipped
+    return placed
+
+
 def _is_gzipped(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

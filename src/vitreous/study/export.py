@@ -20,17 +20,16 @@ from vitreous.core.files import write_text
 from vitreous.core.streams import torch_stream
 from vitreous.features.pooling import pool_tokens
 from vitreous.recipes.exported_files import WEIGHTS, is_exported, write_config, write_weights
-from vitreous.recipes.exported_model import ExportedModel, export_pixel_model, export_probe
+from vitreous.recipes.exported_model import ExportedModel
 from vitreous.recipes.exported_timm import as_timm, relative_difference
-from vitreous.recipes.lora import merge_adapters
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.study.adapt_pixels import read_pixel_model
-from vitreous.study.data import open_cache, s3_options
-from vitreous.study.encoders import OpenedEncoder, load_source
+from vitreous.study.encoders import OpenedEncoder
 from vitreous.study.export_onnx import ONNX_FILE, check_onnx_packages, write_onnx
 from vitreous.study.heads import hash_model, read_tensors
 from vitreous.study.model_card import render_model_card
 from vitreous.study.model_folder import ModelFolder, open_encoder, open_model_folder
+from vitreous.study.plain_model import plain_model
 from vitreous.study.runtime import resolve_runtime
 
 MOST_DIFFERENCE = 1e-3
@@ -108,7 +107,7 @@ def export_model(
         raise UserError(f"--to {folder}: holds something else than an exported model; give a new or empty folder.")
     model = open_model_folder(model_dir, checkpoint=checkpoint, device="cpu")
     opened = open_encoder(model, replace(resolve_runtime(model.config), precision="fp32"))
-    exported, original = _build(model, opened)
+    exported, original = plain_model(model, opened), _original(model, opened)
     x = _example(exported)
     difference = _compare(exported, original, x)
     console.print(f"{model.name}: exported logits differ by {difference:.1e} of the largest.")
@@ -135,24 +134,18 @@ def export_model(
     return Exported(folder, form, difference, onnx_difference)
 
 
-def _build(model: ModelFolder, opened: OpenedEncoder) -> tuple[ExportedModel, Callable[[torch.Tensor], torch.Tensor]]:
-    """The model to export, and the run's own way from normalised inputs (B, C, D, H, W) to logits."""
+def _original(model: ModelFolder, opened: OpenedEncoder) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The run's own way from normalised inputs (B, C, D, H, W) to logits."""
     if model.recipe is not None:
-        pixel_model = read_pixel_model(model.config, opened, model.recipe, int(model.facts["seed"]), model.path)
-        if pixel_model.adapters is None:
-            return export_pixel_model(pixel_model), pixel_model
-        merged = read_pixel_model(model.config, opened, model.recipe, int(model.facts["seed"]), model.path)
-        merge_adapters(merged)
-        return export_pixel_model(merged), pixel_model
+        return read_pixel_model(model.config, opened, model.recipe, int(model.facts["seed"]), model.path)
     tensors, space = read_tensors(model.path), model.facts["feature_space"]
     grid = None if space["grid"] is None else (space["grid"][0], space["grid"][1], space["grid"][2])
-    trainable = load_source(model.source, s3_options(model.config), open_cache(model.config), trainable=True)
 
     def original(x_BCDHW: torch.Tensor) -> torch.Tensor:
         features_BD = pool_tokens(opened.encoder(x_BCDHW), space["pooling"], grid)
         return torch.from_numpy(probe_logits(tensors, features_BD.numpy()))
 
-    return export_probe(trainable, tensors, pooling=space["pooling"], grid=grid), original
+    return original
 
 
 def _example(exported: ExportedModel) -> torch.Tensor:

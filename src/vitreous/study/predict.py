@@ -94,7 +94,7 @@ def predict_files(
         raise UserError("--per-patient: say whose each sample is, by --patient-pattern, or --patient of a --table.")
     model = open_model_folder(model_dir, checkpoint=checkpoint, device=device)
     allowed = model.config.data.max_quarantined if max_quarantined is None else max_quarantined
-    found = _find(model, inputs, options)
+    found = find_for_model(model, inputs, options)
     runtime = resolve_runtime(model.config)
     opened = open_encoder(model, runtime)
     check_feature_space(model, runtime, found.data, opened)
@@ -109,7 +109,8 @@ def predict_files(
     return done
 
 
-def _find(model: ModelFolder, inputs: Sequence[str], options: InputOptions) -> FoundInputs:
+def find_for_model(model: ModelFolder, inputs: Sequence[str], options: InputOptions) -> FoundInputs:
+    """Inputs as the model's own data were read."""
     declared = model.facts["feature_space"]["declared"]
     spacing = declared.get("spacing_mm")
     data = model.config.data
