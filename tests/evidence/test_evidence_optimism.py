@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.intervals import bootstrap_intervals, resample_weights
-from vitreous.evidence.optimism import grid_optimism, nested_optimism, selection_optimism
+from vitreous.evidence.optimism import grid_optimism, nested_optimism, selection_optimism, weights_beside
 
 
 def made_predictions(patients: int, seed: int, accuracy: float = 0.7, prefix: str = "v", rows_each: int = 1):
@@ -127,3 +127,17 @@ def test_grids_without_a_score_say_why():
     assert nobody_left.optimism == Undefined("the patients left out of the resamples never have a score")
     with pytest.raises(ValueError, match="no members to choose from"):
         grid_optimism({}, "accuracy", weights_RN)
+
+
+def test_weights_of_val_follow_those_of_test_where_a_patient_is_in_both():
+    tested_N, rng = np.array(["a", "b", "b", "c"]), np.random.default_rng(0)
+    weights_RN = resample_weights(tested_N, num_resamples=200, rng=rng)
+    same = weights_beside(np.array(["c", "b", "a"]), tested_N, weights_RN, rng)
+    np.testing.assert_array_equal(same, weights_RN[:, [3, 1, 0]])
+    others = weights_beside(np.array(["x", "y", "x"]), tested_N, weights_RN, np.random.default_rng(5))
+    np.testing.assert_array_equal(
+        others, resample_weights(np.array(["x", "y", "x"]), num_resamples=200, rng=np.random.default_rng(5))
+    )
+    mixed = weights_beside(np.array(["x", "a"]), tested_N, weights_RN, rng)
+    np.testing.assert_array_equal(mixed[:, 1], weights_RN[:, 0])
+    assert (mixed[:, 0] == 1).all(), "one patient alone is drawn once every time"

@@ -1,5 +1,6 @@
 """Recipes on features: probes and plain references. Axes of a search stand only under `grid`."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -67,6 +68,11 @@ class _Probe(Frozen):
         without |= {"sampler"} if self.sampler == "natural" else set()
         return {name: value for name, value in dump(self).items() if name not in without}
 
+    @property
+    def num_settings(self) -> int:
+        """Settings that are chosen between, seeds aside."""
+        return math.prod(len(values) for _, values in self.grid if values is not None)
+
     @model_validator(mode="after")
     def _one_place(self) -> "_Probe":
         for axis, values in self.grid:
@@ -103,6 +109,11 @@ class LogisticRegression(Frozen):
     C: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     class_weights: ClassWeights = "none"
 
+    @property
+    def num_settings(self) -> int:
+        """Settings that are chosen between."""
+        return len(self.C)
+
     @field_validator("class_weights", mode="before")
     @classmethod
     def _auto(cls, value: Any) -> Any:
@@ -115,3 +126,8 @@ class Knn(Frozen):
     kind: Literal["knn"]
     k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (5, 10, 20)
     distance: Literal["cosine", "euclidean"] = "cosine"
+
+    @property
+    def num_settings(self) -> int:
+        """Settings that are chosen between."""
+        return len(self.k)

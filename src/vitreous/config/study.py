@@ -89,10 +89,11 @@ class KFolds(Frozen):
     """Stratified K-fold grouped by patient, in place of `data.split`.
 
     Fold j is the test split of round j and fold j + 1 its val split, so that choosing never sees the fold
-    that is scored.
+    that is scored. With `nested` every fold but fold j chooses once, trained on the others.
     """
 
     k: Annotated[int, Field(ge=3, le=50)]
+    nested: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -270,6 +271,12 @@ class StudyConfig(Frozen):
                     f"folds: {self.folds.column!r} is no domain; data.domains "
                     + (f"are {list(domains)}" if domains else "names none")
                 )
+        has_choice = any(getattr(recipe, "num_settings", 1) > 1 for recipe in self.recipes.values())
+        if isinstance(self.folds, KFolds) and self.folds.nested and not has_choice:
+            problems.append(
+                "folds.nested: no recipe has more than one setting to choose between, so nesting would change nothing; "
+                "leave it out, or give a recipe a grid"
+            )
         if self.folds is not None and "split" in self.data.model_fields_set:
             problems.append("folds and data.split both say who is in test; leave one of them out")
         if self.folds is not None and self.data.kind == "npz":

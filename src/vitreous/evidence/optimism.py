@@ -9,13 +9,21 @@ scored on the patients that were not drawn.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
-from vitreous.evidence.intervals import Interval, check_same_rows, mean_over_seeds, mean_scores, percentile_interval
+from vitreous.evidence.intervals import (
+    Interval,
+    check_same_rows,
+    mean_over_seeds,
+    mean_scores,
+    percentile_interval,
+    resample_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,62 @@ class GridOptimism:
     optimism: float | Undefined
     share_chosen: Mapping[str, float]
     num_members: int
+
+
+@dataclass(frozen=True)
+class GridChoice:
+    """What a row says of the choice among its settings; see `how`.
+
+    Args:
+        num_settings: compared.
+        best_of_grid: val score of the best setting: what is reported where choosing is forgotten.
+        corrected: what choosing by val gives on patients it was not made on.
+        optimism: best_of_grid − corrected; `low`, `high` its bounds where patients are resampled together.
+        how: ``resampled val``: :func:`grid_optimism` on the val split (with rounds by domain the mean over rounds);
+            ``folds``: :func:`nested_optimism`, one setting for the whole cohort against the choice of each round.
+    """
+
+    num_settings: int
+    best_of_grid: float | Undefined
+    corrected: float | Undefined
+    optimism: float | Undefined
+    low: float | Undefined
+    high: float | Undefined
+    how: Literal["resampled val", "folds"] | None
+
+    @classmethod
+    def of_one(cls) -> "GridChoice":
+        """Nothing was chosen."""
+        none = Undefined("a single setting: nothing was chosen")
+        return cls(1, none, none, none, none, none, None)
+
+
+def weights_beside(
+    patient_id_N: npt.NDArray[np.str_],
+    tested_id_N: npt.NDArray[np.str_],
+    weights_RN: npt.NDArray[np.generic],
+    rng: np.random.Generator,
+) -> npt.NDArray[np.generic]:
+    """Weights (R, N) of val rows beside those of test rows.
+
+    A patient who is tested too, in another round of a K-fold, is drawn as often there as here; all others are drawn
+    among themselves, independently of test.
+
+    Args:
+        patient_id_N: of the val rows.
+        tested_id_N, weights_RN: patients of the test rows, and their weights of
+            :func:`~vitreous.evidence.intervals.resample_weights`.
+    """
+    patients, first = np.unique(tested_id_N, return_index=True)
+    is_tested_N = np.isin(patient_id_N, patients)
+    beside_RN = np.empty((len(weights_RN), len(patient_id_N)), dtype=weights_RN.dtype)
+    if is_tested_N.any():
+        beside_RN[:, is_tested_N] = weights_RN[:, first[np.searchsorted(patients, patient_id_N[is_tested_N])]]
+    if not is_tested_N.all():
+        beside_RN[:, ~is_tested_N] = resample_weights(
+            patient_id_N[~is_tested_N], num_resamples=len(weights_RN), rng=rng
+        )
+    return beside_RN
 
 
 def selection_optimism(

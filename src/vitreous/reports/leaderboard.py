@@ -4,8 +4,8 @@ Axes: C class, R resample, N row (one patient; or one sample, where samples are 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, assert_never
+from dataclasses import dataclass, field
+from typing import Any, Literal, assert_never
 
 import numpy as np
 
@@ -32,9 +32,11 @@ from vitreous.evidence.intervals import (
     find_few_patients,
     mean_over_seeds,
     mean_scores,
+    percentile_interval,
     resample_weights,
 )
 from vitreous.evidence.leaderboard_reach import LeaderboardReach, leaderboard_reach
+from vitreous.evidence.optimism import GridChoice, nested_optimism, weights_beside
 from vitreous.evidence.paired_tests import Candidate, PairedTest, paired_tests
 from vitreous.evidence.task_scores import TASK_SCORES, TaskScores, co_occurrence, score_rows
 
@@ -54,6 +56,8 @@ class RowPredictions:
         trainable_parameters: numbers learned by the recipe, if known.
         total_parameters: those of encoder and head together.
         notes: plain sentences to print with the row, such as an overridden InputSpec.
+        choice: what choosing cost, as far as val alone tells it.
+        best_of_grid: with K folds, seed → val predictions of the one setting that is best over all of them.
     """
 
     encoder: str
@@ -65,6 +69,8 @@ class RowPredictions:
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     notes: tuple[str, ...] = ()
+    choice: GridChoice = field(default_factory=GridChoice.of_one)
+    best_of_grid: Mapping[int, Predictions] | None = None
 
     @property
     def name(self) -> str:
@@ -84,6 +90,8 @@ class LeaderboardRow:
         test: every metric on test, with its interval.
         seed_sd: standard deviation over seeds of the metric on test, undefined for one seed.
         to_best: this row minus the best one.
+        optimism: the metric on val minus that on test, with bounds over patients: above 0, val promised too much.
+        choice: what choosing among the settings of its grid cost.
         confusion_CC: test counts summed over seeds, rows the true class; of labels, how many rows with the one (row)
             are said to have the other (column).
         cleared, not_cleared: names of the floors it is, or is not, significantly above; empty for a floor.
@@ -102,6 +110,8 @@ class LeaderboardRow:
     test: Mapping[str, Interval]
     seed_sd: float | Undefined
     to_best: Difference
+    optimism: Interval
+    choice: GridChoice
     confusion_CC: tuple[tuple[int, ...], ...]
     trainable_parameters: int | None
     total_parameters: int | None
@@ -223,9 +233,10 @@ def build_leaderboard(
     comparison = compare_resampled(metric, values, resampled, num_patients=num_patients, alpha=alpha, level=level)
     floors = [floor.name for floor in rows if floor.is_floor]
     notes = _notes(rows, test, comparison)
+    val_weights = _ValWeights(patient_id_N, weights_RN[:num_resamples], seed)
     built = [
         _build_row(row, val[row.name], test[row.name], weights_RN[:num_resamples], level, method, comparison, floors,
-                   notes[row.name])
+                   notes[row.name], val_weights)
         for row in rows
     ]  # fmt: skip
     built.sort(key=lambda row: (row.rank is None, -_number(row.test[metric].value)))
@@ -279,6 +290,7 @@ def _build_row(
     comparison: Comparison,
     floors: Sequence[str],
     notes: tuple[str, ...],
+    val_weights: "_ValWeights",
 ) -> LeaderboardRow:
     metric = comparison.metric
     confusion_CC = sum(co_occurrence(one) for one in test)
@@ -296,12 +308,59 @@ def _build_row(
         test=_intervals(test, weights_RN, level, method),
         seed_sd=_seed_sd(test, metric),
         to_best=comparison.difference_to_best(row.name) if comparison.best else Difference(*[no_best] * 5),
+        optimism=_optimism(val, test, metric, weights_RN, val_weights, level),
+        choice=_choice(row, test, metric, weights_RN, level),
         confusion_CC=tuple(tuple(int(count) for count in counts) for counts in np.asarray(confusion_CC)),
         trainable_parameters=row.trainable_parameters,
         total_parameters=row.total_parameters,
         cleared=() if row.is_floor else tuple(floor for floor in floors if comparison.is_better(row.name, floor)),
         not_cleared=() if row.is_floor else tuple(f for f in floors if not comparison.is_better(row.name, f)),
         notes=notes,
+    )
+
+
+class _ValWeights:
+    """Weights of val rows beside those of test, drawn once for rows of the same val patients."""
+
+    def __init__(self, tested_id_N: np.ndarray[Any, Any], weights_RN: np.ndarray[Any, Any], seed: int) -> None:
+        self._tested, self._weights, self._seed = tested_id_N, weights_RN, seed
+        self._drawn: dict[bytes, np.ndarray[Any, Any]] = {}
+
+    def of(self, patient_id_N: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """(R, N) for val rows of these patients."""
+        key = "\0".join(patient_id_N.tolist()).encode()
+        if key not in self._drawn:
+            rng = numpy_stream(self._seed, "bootstrap val")
+            self._drawn[key] = weights_beside(patient_id_N, self._tested, self._weights, rng)
+        return self._drawn[key]
+
+
+def _optimism(
+    val: Sequence[Predictions],
+    test: Sequence[Predictions],
+    metric: str,
+    weights_RN: np.ndarray[Any, Any],
+    val_weights: _ValWeights,
+    level: float,
+) -> Interval:
+    val_R = mean_over_seeds(val, val_weights.of(val[0].patient_id_N), [metric])[metric]
+    test_R = mean_over_seeds(test, weights_RN, [metric])[metric]
+    promised, kept = mean_scores(val)[metric], mean_scores(test)[metric]
+    lost = promised if isinstance(promised, Undefined) else kept if isinstance(kept, Undefined) else promised - kept
+    fewest = min(len(np.unique(one[0].patient_id_N)) for one in (val, test))
+    return percentile_interval(lost, val_R - test_R, level, num_patients=fewest)
+
+
+def _choice(
+    row: RowPredictions, test: Sequence[Predictions], metric: str, weights_RN: np.ndarray[Any, Any], level: float
+) -> GridChoice:
+    if row.best_of_grid is None:
+        return row.choice
+    best = [row.best_of_grid[seed] for seed in sorted(row.best_of_grid)]
+    found = nested_optimism({"best": best}, test, metric, weights_RN, level)
+    lost = found.optimism
+    return GridChoice(
+        row.choice.num_settings, found.val.value, found.test.value, lost.value, lost.low, lost.high, "folds"
     )
 
 

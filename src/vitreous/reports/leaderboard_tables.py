@@ -181,6 +181,10 @@ def _row_cells(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]
         "trainable_parameters": row.trainable_parameters, "total_parameters": row.total_parameters,
         **({"n_test_samples": row.num_test_scored} if leaderboard.aggregate == "none" else {}),
         "interval_method": leaderboard.method,
+        "optimism": row.optimism.value, "optimism_low": row.optimism.low, "optimism_high": row.optimism.high,
+        "grid_settings": row.choice.num_settings, "best_of_grid": row.choice.best_of_grid,
+        "grid_corrected": row.choice.corrected, "grid_optimism": row.choice.optimism,
+        "grid_optimism_low": row.choice.low, "grid_optimism_high": row.choice.high,
         "notes": "; ".join(row.notes),
     }  # fmt: skip
     reasons: dict[str, list[str]] = {}

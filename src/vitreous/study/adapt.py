@@ -18,7 +18,7 @@ from vitreous.config.losses import Asymmetric, CrossEntropy, Focal, Ordinal
 from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
 from vitreous.config.recipes import Recipe
-from vitreous.config.study import StudyConfig
+from vitreous.config.study import KFolds, StudyConfig
 from vitreous.core.errors import RunError
 from vitreous.core.files import replacing, write_json
 from vitreous.core.finding import Finding
@@ -34,10 +34,19 @@ from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logi
 from vitreous.recipes.selection import Selection, select_member
 from vitreous.study.adapt_pixels import PixelRun, adapt_on_pixels
 from vitreous.study.floors import row_features
+from vitreous.study.grid_choice import (
+    FittedGrid,
+    inner_partitions,
+    is_best_of_grid_finished,
+    is_nested,
+    measure_luck,
+    pooled_predictions,
+    pools_val,
+    write_best_of_grid,
+)
 from vitreous.study.heads import Head, is_finished, write_head, write_tensors
 from vitreous.study.partitions import Partition, feature_set
 from vitreous.study.row import PIXELS, Row, is_on_pixels
-from vitreous.study.run_directory import RunDirectory
 
 # what decides a head besides its settings; raised when the training of heads changes its numbers
 TRAINING_VERSION = 1
@@ -52,19 +61,18 @@ def adapt_all(
 ) -> None:
     """Fit whatever is not finished yet: rows on features first, since they cost seconds.
 
+    Test labels are not read, and neither is the luck of any member on test.
+
     Args:
         partitions: of the usable samples.
         models: per encoder, what its ``model.json`` says of it.
         columns: of the table, for the floor `columns`.
     """
-    work = [(row, partition) for row in rows for partition in partitions if not is_on_pixels(row.recipe)]
-    with progress_bar("Adapting", len(work)) as advance:
-        for row, partition in work:
-            matrix_ND = row_features(row, partition, run.features, columns)
-            about = _describe_model(row, models)
-            _adapt(
-                run.config, run.directory, row, partition, run.features.samples, matrix_ND, about, run.runtime.device
-            )
+    on_features = [row for row in rows if not is_on_pixels(row.recipe)]
+    with progress_bar("Adapting", len(on_features)) as advance:
+        for row in on_features:
+            matrices = [row_features(row, partition, run.features, columns) for partition in partitions]
+            _adapt(run, row, partitions, matrices, _describe_model(row, models))
             advance(1)
     for row in rows:
         for partition in partitions:
@@ -81,52 +89,106 @@ def _describe_model(row: Row, models: Mapping[str, Mapping[str, Any]]) -> Mappin
 
 
 def _adapt(
-    config: StudyConfig,
-    directory: RunDirectory,
+    run: PixelRun,
+    row: Row,
+    partitions: Sequence[Partition],
+    matrices: Sequence[npt.NDArray[np.float32]],
+    model: Mapping[str, Any],
+) -> None:
+    """Fit one row in every round, choose in each, and keep the best of its grid over all folds."""
+    config, samples = run.config, run.features.samples
+    units = [
+        _unit(run, row, partition, partitions, matrix_ND, model)
+        for partition, matrix_ND in zip(partitions, matrices, strict=True)
+    ]
+    best_folder, best_unit = run.directory.best_of_grid(row.encoder, row.recipe_name), fingerprint(units)
+    is_pooled = not pools_val(config, row.recipe) or is_best_of_grid_finished(best_folder, best_unit)
+    grids = []
+    for partition, matrix_ND, unit in zip(partitions, matrices, units, strict=True):
+        folders = {seed: run.directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for seed in row.seeds}
+        is_done = all(is_finished(folder, unit) for folder in folders.values())
+        if is_done and is_pooled:
+            continue
+        grid = _fit_grid(run, row, partition, matrix_ND)
+        grids.append(grid)
+        if not is_done:
+            inner = inner_partitions(partition, partitions)[1:] if is_nested(config, row.recipe) else []
+            rounds = [grid, *(_fit_grid(run, row, one, matrix_ND) for one in inner)]
+            _choose(config, row, rounds, folders, unit=unit, model=model)
+    if not is_pooled:
+        ids = samples["sample_id"].to_numpy(np.str_)
+        tested = np.concatenate([ids[partition.rows("test")] for partition in partitions])
+        write_best_of_grid(config, best_folder, grids, tested, unit=best_unit)
+
+
+def _unit(
+    run: PixelRun,
     row: Row,
     partition: Partition,
-    samples: pd.DataFrame,
+    partitions: Sequence[Partition],
     matrix_ND: npt.NDArray[np.float32],
     model: Mapping[str, Any],
-    device: str,
-) -> None:
-    recipe = {} if row.recipe is None else row.recipe.model_dump(mode="json")
+) -> str:
+    """Fingerprint of all that decides the heads of one round."""
     seen = partition.split_N != "test"
-    unit = fingerprint(
+    nested = {}
+    if is_nested(run.config, row.recipe):
+        nested = {"nested": [one.split_N.tolist() for one in inner_partitions(partition, partitions)]}
+    return fingerprint(
         {
             "version": TRAINING_VERSION,
             "model": dict(model),
-            "recipe": recipe,
+            "recipe": _plain_recipe(row),
             "seeds": list(row.seeds),
-            "metric": config.metric,
-            "samples": samples["sample_id"].to_numpy()[seen].tolist(),
+            "metric": run.config.metric,
+            "samples": run.features.samples["sample_id"].to_numpy()[seen].tolist(),
             "split": partition.split_N[seen].tolist(),
             "y": partition.y_N[seen].tolist(),
             "features": hash_bytes(np.ascontiguousarray(matrix_ND[seen]).tobytes()),
+            **nested,
         }
     )
-    folders = {seed: directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for seed in row.seeds}
-    if all(is_finished(folder, unit) for folder in folders.values()):
-        return
-    aggregate = config.data.aggregate
-    train = feature_set(partition, "train", samples, matrix_ND, aggregate)
-    val = feature_set(partition, "val", samples, matrix_ND, aggregate)
+
+
+def _plain_recipe(row: Row) -> dict[str, Any]:
+    return {} if row.recipe is None else row.recipe.model_dump(mode="json")
+
+
+def _fit_grid(run: PixelRun, row: Row, partition: Partition, matrix_ND: npt.NDArray[np.float32]) -> FittedGrid:
+    config, samples = run.config, run.features.samples
+    train, val = (
+        feature_set(partition, split, samples, matrix_ND, config.data.aggregate) for split in ("train", "val")
+    )
     val_ids = samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
-    fitted = fit_row(row, train, val, len(config.data.classes), device)
-    val_preds = [_predict(one, val, val_ids, config.data.classes) for one in fitted]
-    scores = [score_on_val(predictions, config.metric, aggregate) for predictions in val_preds]
-    chosen = select_member(fitted, scores)
-    some_folder = next(iter(folders.values())).parent
-    _write_selection(some_folder, fitted, scores, chosen)
+    fitted = fit_row(row, train, val, len(config.data.classes), run.runtime.device)
+    return FittedGrid(fitted, [_predict(one, val, val_ids, config.data.classes) for one in fitted])
+
+
+def _choose(
+    config: StudyConfig,
+    row: Row,
+    rounds: Sequence[FittedGrid],
+    folders: Mapping[int, Path],
+    *,
+    unit: str,
+    model: Mapping[str, Any],
+) -> None:
+    """Choose on the val samples of all inner rounds together, and write the chosen members of the first."""
+    own = rounds[0]
+    scores = [score_on_val(one, config.metric, config.data.aggregate) for one in pooled_predictions(rounds)]
+    chosen = select_member(own.fitted, scores)
+    # the luck of choosing among several; with folds it is told by the best of grid against the pooled test instead
+    luck = measure_luck(config, own) if len(chosen.ranking) > 1 and not isinstance(config.folds, KFolds) else None
+    _write_selection(next(iter(folders.values())).parent, own.fitted, scores, chosen, luck)
     # selection lists the chosen members by rising seed; a recipe without chance has the seed 0, whatever the study's
     for seed, member in zip(sorted(row.seeds), chosen.member_idx, strict=True):
-        one, predictions = fitted[member], val_preds[member]
+        one, predictions = own.fitted[member], own.val_preds[member]
         if predictions is None or (row.is_seeded and one.seed != seed):
             raise RunError(f"{row.encoder}/{row.recipe_name}: the wrong member was chosen; please report this.")
-        predictions = with_chosen_thresholds(predictions, predictions.scored(aggregate))
+        predictions = with_chosen_thresholds(predictions, predictions.scored(config.data.aggregate))
         write = partial(write_tensors, one.tensors)
         head = Head(seed, one.settings, write, one.history, one.best_epoch, _number(scores[member]), predictions)
-        write_head(folders[seed], head, unit=unit, model=model, recipe=recipe)
+        write_head(folders[seed], head, unit=unit, model=model, recipe=_plain_recipe(row))
 
 
 def fit_row(
@@ -237,8 +299,13 @@ def _write_selection(
     fitted: Sequence[FittedProbe | FittedReference],
     scores: Sequence[float | Undefined],
     chosen: Selection,
+    luck: Mapping[str, Any] | None,
 ) -> None:
-    """``grid.csv``, every member with its val score, and ``selection.json``, what was chosen and how clearly."""
+    """``grid.csv``, every member with its val score, and ``selection.json``, what was chosen and how clearly.
+
+    Args:
+        luck: of :func:`vitreous.study.grid_choice.measure_luck`, where there is more than one setting.
+    """
     table = pd.DataFrame(
         [
             {
@@ -266,6 +333,7 @@ def _write_selection(
             "num_diverged": chosen.num_diverged,
             "findings": [vars(finding) for finding in findings],
             "best_seed": fitted[chosen.best_member_idx].seed,
+            **({} if luck is None else {"optimism": dict(luck)}),
         },
     )
 

@@ -27,6 +27,7 @@ from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import feature_store
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.floors import plan_floors
+from vitreous.study.grid_choice import is_nested
 from vitreous.study.partitions import make_partitions
 from vitreous.study.pixel_cost import PixelPlan, plan_pixel_rows
 from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
@@ -230,20 +231,21 @@ def _plan_recipes(config: StudyConfig, data: OpenedData, encoders: Sequence[Open
     for name, recipe in config.recipes.items():
         if isinstance(recipe, PixelRecipe):
             continue
+        # nested: every fold but the one that is tested chooses once
+        times = folds * (folds - 1) if is_nested(config, recipe) else folds
         if isinstance(recipe, LinearProbe | MlpProbe):
             members, settings = grid_members(recipe, config.seeds), probe_settings(recipe)
             plans.append(
                 RecipePlan(
                     name,
                     recipe.kind,
-                    len(members) * folds,
-                    folds * estimate_probe_flops(members, settings, size),
+                    len(members) * times,
+                    times * estimate_probe_flops(members, settings, size),
                     estimate_probe_memory(members, settings, size),
                 )
             )
         else:
-            members_of_sweep = len(recipe.C) if recipe.kind == "logistic_regression" else len(recipe.k)
-            plans.append(RecipePlan(name, recipe.kind, members_of_sweep * folds, 0, 0))
+            plans.append(RecipePlan(name, recipe.kind, recipe.num_settings * times, 0, 0))
     return plans
 
 

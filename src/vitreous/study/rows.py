@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -13,10 +14,13 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.errors import UserError
 from vitreous.core.files import write_json
 from vitreous.core.predictions import Predictions, join_predictions
+from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import restrict
+from vitreous.evidence.optimism import GridChoice
 from vitreous.reports.leaderboard import RowPredictions
 from vitreous.study.domains import Rounds, read_rounds
 from vitreous.study.encoders import OpenedEncoder
+from vitreous.study.grid_choice import read_best_of_grid
 from vitreous.study.heads import read_model
 from vitreous.study.row import MAJORITY, Row, is_on_pixels
 from vitreous.study.run_directory import RunDirectory
@@ -165,6 +169,7 @@ def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...], 
         test[seed] = join_predictions([part for _, part in parts])
     first = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], kept.folds[0])
     trained, total = _count_parameters(first, kept)
+    best = read_best_of_grid(directory.best_of_grid(kept.encoder, kept.recipe), classes)
     return RowPredictions(
         kept.encoder,
         kept.recipe,
@@ -175,7 +180,32 @@ def _read_row(directory: RunDirectory, kept: KeptRow, classes: tuple[str, ...], 
         trained,
         total,
         kept.notes,
+        _read_choice(directory, kept),
+        None if best is None else best.by_seed,
     )
+
+
+def _read_choice(directory: RunDirectory, kept: KeptRow) -> GridChoice:
+    """What val tells of choosing; with rounds by domain the mean over rounds."""
+    found = []
+    for fold in kept.folds:
+        folder = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], fold).parent
+        found.append(json.loads((folder / "selection.json").read_text()))
+    num_settings = max(one["num_settings"] for one in found)
+    if num_settings == 1:
+        return GridChoice.of_one()
+    untold = Undefined("told by the folds")
+    if any("optimism" not in one for one in found):
+        return GridChoice(num_settings, untold, untold, untold, untold, untold, "folds")
+    luck = [one["optimism"] for one in found]
+    best, corrected, lost = (_mean_of(luck, name) for name in ("best_of_grid", "corrected", "optimism"))
+    none = Undefined("only the mean over resamples of val is known")
+    return GridChoice(num_settings, best, corrected, lost, none, none, "resampled val")
+
+
+def _mean_of(plain: Sequence[Mapping[str, Any]], name: str) -> float | Undefined:
+    missing = [one for one in plain if one[name] is None]
+    return Undefined(missing[0][f"{name}_undefined"]) if missing else float(np.mean([one[name] for one in plain]))
 
 
 def _count_parameters(folder: Path, kept: KeptRow) -> tuple[int | None, int | None]:

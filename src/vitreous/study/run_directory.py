@@ -25,6 +25,10 @@ class RunDirectory:
         middle = () if fold is None else (f"fold{fold}",)
         return self.root.joinpath(encoder, recipe, *middle, f"seed{seed}")
 
+    def best_of_grid(self, encoder: str, recipe: str) -> Path:
+        """Folder of the val predictions of the setting that is best over all folds."""
+        return self.root.joinpath(encoder, recipe, "best_of_grid")
+
     @property
     def study_yaml(self) -> Path:
         return self.root / "study.yaml"
