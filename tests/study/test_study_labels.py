@@ -218,3 +218,26 @@ def test_transfer_says_that_it_compares_classes(done) -> None:
     root, _ = done
     with pytest.raises(UserError, match="several labels a sample"):
         run_transfer(root / "runs" / "labels", [f"other:{root / 'frames.csv'}:{root / 'images'}"])
+
+
+def test_recipes_on_pixels_train_labels_too(tmp_path: Path) -> None:
+    root = write_images(tmp_path)
+    trained = {"epochs": 2, "batch_size": 16, "lr_head": 0.05, "class_weights": "balanced"}
+    recipes = {
+        "lora": {"kind": "lora", "rank": 2, **trained, "loss": {"kind": "asymmetric"}, "sampler": "balanced"},
+        "partial": {"kind": "partial", "blocks": 1, **trained, "monitor": "auroc"},
+    }
+    study = values(root, recipes=recipes, floors=["majority"], seeds=[0])
+    result = run_study(validate_study(study, where="test"))
+    rows = result.leaderboard.set_index("recipe")
+    run = root / "runs" / "labels" / "tiny"
+    for recipe in recipes:
+        preds = pd.read_parquet(run / recipe / "seed0" / "test_preds.parquet")
+        scores = [average_precision_score(preds[f"y_{name}"], preds[f"logit_{name}"]) for name in LABELS]
+        assert rows.loc[recipe, "test_map"] == pytest.approx(np.mean(scores), abs=1e-9)
+        assert json.loads((run / recipe / "seed0" / "model.json").read_text())["thresholds"].keys() == set(LABELS)
+    assert "val_auroc" in pd.read_csv(run / "partial" / "seed0" / "history.csv")
+    wrong = values(root, recipes={"lora": {"kind": "lora", "loss": {"kind": "ordinal"}, "monitor": "accuracy"}})
+    with pytest.raises(ConfigError, match="ordinal is for classes that are grades") as caught:
+        validate_study(wrong, where="test")
+    assert "recipes.lora.monitor: 'accuracy'" in str(caught.value)

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from vitreous.config.losses import CrossEntropy, Dropout, Focal, NonNegative, Ordinal
+from vitreous.config.losses import Asymmetric, CrossEntropy, Dropout, Focal, NonNegative, Ordinal
+from vitreous.config.metrics import MetricName
 from vitreous.config.model import Frozen
 from vitreous.config.probe_recipes import (
     ClassWeights,
@@ -60,7 +61,7 @@ class Augment(Frozen):
         return self
 
 
-Loss = Annotated[CrossEntropy | Focal | Ordinal, Field(discriminator="kind")]
+Loss = Annotated[CrossEntropy | Focal | Ordinal | Asymmetric, Field(discriminator="kind")]
 
 
 class PixelRecipe(Frozen):
@@ -95,7 +96,7 @@ class PixelRecipe(Frozen):
     gradient_checkpointing: bool = False
     patience: PositiveInt | None = 10
     min_delta: NonNegative = 0.0
-    monitor: Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc"] | None = None
+    monitor: MetricName | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     loss: Loss = CrossEntropy()
     class_weights: ClassWeights = "none"

@@ -15,8 +15,8 @@ from pydantic import (
 
 from vitreous.config.data import Data
 from vitreous.config.losses import loss_problem
+from vitreous.config.metrics import METRICS_OF, MetricName
 from vitreous.config.model import Frozen
-from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.recipes import Recipe
 from vitreous.config.search import SearchConfig
 from vitreous.config.search_space import Search, resolve_search
@@ -180,13 +180,6 @@ class Cache(Frozen):
     max_gb: Annotated[float, Field(gt=0)] = 50
 
 
-MetricName = Literal["balanced_accuracy", "accuracy", "macro_f1", "auroc", "map", "exact_match"]
-METRICS_OF: dict[Task, tuple[MetricName, ...]] = {  # the first is the default
-    "multi_class": ("balanced_accuracy", "accuracy", "macro_f1", "auroc"),
-    "multi_label": ("map", "auroc", "balanced_accuracy", "macro_f1", "exact_match"),
-}
-
-
 class StudyConfig(Frozen):
     """The question: data × encoders × recipes × seeds."""
 
@@ -327,8 +320,6 @@ def _task_problems(name: str, recipe: Recipe, task: Task) -> list[str]:
     loss = getattr(recipe, "loss", None)
     if loss is not None and (problem := loss_problem(loss, is_of_labels=task == "multi_label")):
         problems.append(f"recipes.{name}: {problem}")
-    if task == "multi_label" and isinstance(recipe, PixelRecipe):
-        problems.append(f"recipes.{name}: recipes on pixels do not train several labels yet; take a probe on features")
     return problems
 
 

@@ -1,6 +1,6 @@
 """Losses of a classifier whose targets may be soft, one number per row.
 
-Axes: B row of a batch, C class.
+Axes: B row of a batch, C class or label.
 """
 
 from typing import assert_never
@@ -8,6 +8,7 @@ from typing import assert_never
 import torch
 from torch.nn import functional as F
 
+from vitreous.recipes import label_losses
 from vitreous.recipes.pixel_settings import FitSettings
 
 
@@ -48,8 +49,20 @@ def ordinal(logits_BC: torch.Tensor, targets_BC: torch.Tensor, *, weight: float)
     return cross_entropy(logits_BC, targets_BC) + weight * difference_BC.square().sum(dim=1)
 
 
-def row_losses(logits_BC: torch.Tensor, targets_BC: torch.Tensor, settings: FitSettings) -> torch.Tensor:
-    """The loss that the settings name, shape (B,)."""
+def row_losses(
+    logits_BC: torch.Tensor, targets_BC: torch.Tensor, settings: FitSettings, positive_C: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The loss that the settings name, shape (B,); of labels its mean over them.
+
+    Args:
+        targets_BC: of classes rows sum to 1; of labels each is in [0, 1].
+        positive_C: of labels, how much more a row with the label counts; None for classes.
+
+    Raises:
+        ValueError: the loss is not for this kind of target.
+    """
+    if positive_C is not None:
+        return _label_losses(logits_BC, targets_BC, settings, positive_C).mean(dim=1)
     match settings.loss:
         case "cross_entropy":
             return cross_entropy(logits_BC, targets_BC, label_smoothing=settings.label_smoothing)
@@ -57,4 +70,32 @@ def row_losses(logits_BC: torch.Tensor, targets_BC: torch.Tensor, settings: FitS
             return focal(logits_BC, targets_BC, gamma=settings.focal_gamma)
         case "ordinal":
             return ordinal(logits_BC, targets_BC, weight=settings.ordinal_weight)
+        case "asymmetric":
+            raise ValueError("the asymmetric loss is for several labels a row")
+    assert_never(settings.loss)
+
+
+def _label_losses(
+    logits_BC: torch.Tensor, targets_BC: torch.Tensor, settings: FitSettings, positive_C: torch.Tensor
+) -> torch.Tensor:
+    match settings.loss:
+        case "cross_entropy":
+            return label_losses.binary_cross_entropy(
+                logits_BC, targets_BC, positive_weight=positive_C, label_smoothing=settings.label_smoothing
+            )
+        case "focal":
+            return label_losses.sigmoid_focal(
+                logits_BC, targets_BC, gamma=settings.focal_gamma, positive_weight=positive_C
+            )
+        case "asymmetric":
+            return label_losses.asymmetric(
+                logits_BC,
+                targets_BC,
+                gamma_positive=settings.gamma_positive,
+                gamma_negative=settings.gamma_negative,
+                clip=settings.negative_clip,
+                positive_weight=positive_C,
+            )
+        case "ordinal":
+            raise ValueError("the ordinal loss is for classes that are grades")
     assert_never(settings.loss)

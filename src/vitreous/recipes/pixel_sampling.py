@@ -66,12 +66,16 @@ def draw_rows(
     assert_never(sampler)
 
 
-def row_weights(sampler: Sampler, weight_N: FloatArray, class_weight_C: FloatArray, y_N: IntArray) -> FloatArray:
+def row_weights(sampler: Sampler, weight_N: FloatArray, class_weight_C: FloatArray | None, y_N: IntArray) -> FloatArray:
     """What each row counts in the loss, shape (N,).
 
     The balanced sampler draws participants as often as one another, so that only the class weights are left.
+
+    Args:
+        class_weight_C: None for labels, whose weights are in the loss itself.
     """
-    return class_weight_C[y_N] * (weight_N if sampler == "natural" else 1.0)
+    by_class_N = np.ones(len(y_N)) if class_weight_C is None else class_weight_C[y_N]
+    return by_class_N * (weight_N if sampler == "natural" else 1.0)
 
 
 def count_steps(num_rows: int, batch_size: int, accumulate: int) -> int:

@@ -20,7 +20,7 @@ from vitreous.inputs.augmentation import AugmentSettings
 from vitreous.recipes.class_weights import ClassWeights
 from vitreous.recipes.feature_set import FeatureSet
 
-LossKind = Literal["cross_entropy", "focal", "ordinal"]
+LossKind = Literal["cross_entropy", "focal", "ordinal", "asymmetric"]
 Sampler = Literal["natural", "balanced"]
 Schedule = Literal["cosine", "constant"]
 Unfreeze = int | Literal["all", "adapters"] | None
@@ -33,7 +33,7 @@ class PixelSet:
 
     Args:
         read: the row's input as `prepare_input` gives it, (C, D, H, W); called from workers where there are any.
-        y_N: class indices.
+        y_N: class indices, or numbers of sets of labels (see `task`).
         patient_id_N: whose the row is.
         weight_N: 1 / (rows of its participant), so that participants weigh the same.
         spec: the encoder's.
@@ -73,7 +73,8 @@ class FitSettings:
     """How every stage is trained; `config.pixel_recipes.PixelRecipe` says what each field means.
 
     Args:
-        label_smoothing: of `cross_entropy` alone; likewise `focal_gamma` and `ordinal_weight` of their loss.
+        label_smoothing: of `cross_entropy` alone; likewise `focal_gamma`, `ordinal_weight`, and of `asymmetric`
+            `gamma_positive`, `gamma_negative` and `negative_clip`, are of their loss.
         augment: None or all strengths 0 is off.
 
     Raises:
@@ -84,6 +85,9 @@ class FitSettings:
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
     ordinal_weight: float = 1.0
+    gamma_positive: float = 0.0
+    gamma_negative: float = 4.0
+    negative_clip: float = 0.05
     class_weights: ClassWeights = "none"
     sampler: Sampler = "natural"
     layer_decay: float = 1.0

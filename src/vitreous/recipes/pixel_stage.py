@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from vitreous.core.errors import RunError
+from vitreous.core.label_sets import memberships
 from vitreous.core.streams import stream_seed, torch_stream
 from vitreous.inputs.mixing import mix_batch
 from vitreous.recipes.early_stopping import EarlyStopping
@@ -43,6 +44,7 @@ class Fit:
 
     Args:
         weight_N: what each training row counts in the loss, class weights included.
+        positive_C: of labels, what a row with the label counts more; None for classes.
         fingerprint: of everything that decides the result.
         on_epoch: told the number of epochs so far and the val metric, after the state is written.
     """
@@ -64,6 +66,12 @@ class Fit:
     fingerprint: str
     interrupts: Interrupts
     on_epoch: OnEpoch | None = None
+    positive_C: torch.Tensor | None = None
+
+    def targets(self, data: PixelSet, rows: npt.NDArray[np.int64] | None = None) -> torch.Tensor:
+        """Which classes or labels rows have, as float64 (N, C)."""
+        y_N = data.y_N if rows is None else data.y_N[rows]
+        return torch.from_numpy(memberships(y_N, self.num_classes, data.task)).double()
 
 
 class PixelStage:
@@ -118,11 +126,12 @@ class PixelStage:
         fit, state = self.fit, self.state
         seed_generators(stream_seed(fit.seed, "pixel step", state.stage, state.epoch, batch.index), x_B.device)
         # the weight goes along as one more target, so that it is mixed as the targets are
-        targets_BC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.train.y_N[batch.rows_B])]
+        targets_BC = fit.targets(fit.train, batch.rows_B)
         weight_B1 = torch.from_numpy(fit.weight_N[batch.rows_B])[:, None]
         both = torch.cat([targets_BC, weight_B1], dim=1).to(self._dtype).to(x_B.device, non_blocking=True)
         logits_BC, both = self.inputs.forward(x_B, both, partial(self._mix, batch))
-        losses_B = row_losses(logits_BC.to(self._dtype), both[:, :-1], fit.settings)
+        positive_C = None if fit.positive_C is None else fit.positive_C.to(self._dtype).to(x_B.device)
+        losses_B = row_losses(logits_BC.to(self._dtype), both[:, :-1], fit.settings, positive_C)
         total = (losses_B * both[:, -1]).sum()
         self._pending.append(total.detach())
         return total * batch.scale
@@ -258,7 +267,14 @@ class PixelStage:
     def _split_epoch(self, epoch: int) -> list[Batch]:
         fit = self.fit
         if self._split is None or self._split[0] != epoch:
-            rows = draw_rows(fit.settings.sampler, fit.labels, seed=fit.seed, stage=self.state.stage, epoch=epoch)
+            rows = draw_rows(
+                fit.settings.sampler,
+                fit.labels,
+                seed=fit.seed,
+                stage=self.state.stage,
+                epoch=epoch,
+                num_classes=fit.num_classes,
+            )
             size, accumulate = self.stage.batch_size, fit.settings.accumulate
             self._split = epoch, split_epoch(rows, fit.weight_N, batch_size=size, accumulate=accumulate)
         return self._split[1]
@@ -299,8 +315,7 @@ class PixelStage:
         except NotFiniteError as error:
             raise RunError(f"validation in {self._where()}: {error}") from error
         fit.model.train()
-        targets_NC = torch.eye(fit.num_classes, dtype=torch.float64)[torch.from_numpy(fit.val.y_N)]
-        losses_N = row_losses(torch.from_numpy(logits_NC), targets_NC, fit.settings).numpy()
+        losses_N = row_losses(torch.from_numpy(logits_NC), fit.targets(fit.val), fit.settings, fit.positive_C).numpy()
         val_loss = math.fsum(losses_N * fit.val_weight_N) / math.fsum(fit.val_weight_N)
         return score_logits(logits_NC, fit.val, fit.metric), val_loss
 

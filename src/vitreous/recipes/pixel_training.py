@@ -19,8 +19,7 @@ from vitreous.core.files import remove_partial_files
 from vitreous.core.finding import Finding
 from vitreous.core.fingerprints import fingerprint, hash_bytes
 from vitreous.core.progress import progress_bar
-from vitreous.recipes.class_weights import class_weight_vector
-from vitreous.recipes.feature_set import check_feature_sets
+from vitreous.recipes.feature_set import check_feature_sets, class_weights_of
 from vitreous.recipes.interrupts import deferred_interrupts
 from vitreous.recipes.pixel_checkpoints import (
     Snapshot,
@@ -65,7 +64,7 @@ def fit_pixels(
 
     Args:
         model: with its first weights (an interrupted training is given the same again); adapters, if any, added.
-        train, val: no participant in both, every class in each.
+        train, val: no participant in both; every class in each, or of each label rows with it and without it.
         stages: at least one. The best epoch of all stages is kept, the earlier one on a tie.
         metric: of `evidence.scores`, per participant.
         state_dir: of this training alone; what it holds afterwards is needed only to answer the same call again.
@@ -87,7 +86,10 @@ def fit_pixels(
         raise ValueError("a training needs at least one stage.")
     labels = train.labels
     check_feature_sets(labels, val.labels, num_classes)
-    class_weight_C = class_weight_vector(settings.class_weights, labels.scored()[0], num_classes)
+    weights_C = class_weights_of(labels, settings.class_weights, num_classes)
+    is_of_labels = train.task == "multi_label"
+    # of labels the weights stand in the loss itself: a row may have one label and lack another
+    class_weight_C = None if is_of_labels else weights_C
     state_dir.mkdir(parents=True, exist_ok=True)
     remove_partial_files(state_dir)
     made_by = _fingerprint(model, train, val, stages, settings, seed, num_classes, metric, precision)
@@ -101,6 +103,7 @@ def fit_pixels(
             labels=labels,
             weight_N=row_weights(settings.sampler, train.weight_N, class_weight_C, train.y_N),
             val_weight_N=row_weights("natural", val.weight_N, class_weight_C, val.y_N),
+            positive_C=torch.from_numpy(weights_C) if is_of_labels else None,
             num_classes=num_classes,
             metric=metric,
             seed=seed,
@@ -247,6 +250,7 @@ def _fingerprint(
             data.patient_id_N.tolist(),
             data.weight_N.tolist(),
             data.aggregate,
+            data.task,
             data.spec.model_dump(mode="json"),
         ]
         for data in (train, val)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 
-from vitreous.config.losses import CrossEntropy, Focal, Ordinal
+from vitreous.config.losses import Asymmetric, CrossEntropy, Focal, Ordinal
 from vitreous.config.pixel_recipes import FromScratch, Lora, Partial, PixelRecipe, Staged
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import ConfigError, UserError
@@ -318,6 +318,8 @@ def fit_settings(recipe: PixelRecipe) -> FitSettings:
             loss = {"loss": "focal", "focal_gamma": gamma}
         case Ordinal(weight=weight):
             loss = {"loss": "ordinal", "ordinal_weight": weight}
+        case Asymmetric(gamma_positive=positive, gamma_negative=negative, clip=clip):
+            loss = {"loss": "asymmetric", "gamma_positive": positive, "gamma_negative": negative, "negative_clip": clip}
     return FitSettings(
         **loss,
         class_weights=recipe.class_weights,
