@@ -33,7 +33,27 @@ class CheckpointError(UserError):
 
 
 class SampleError(UserError):
-    """The table, the labels, the splits or the files do not fit together."""
+    """The table, the labels, the splits or the files do not fit together.
+
+    Args:
+        codes: of the leaks among the problems; see :mod:`vitreous.core.leak`.
+    """
+
+    def __init__(self, message: str, codes: Sequence[str] = ()) -> None:
+        self.codes = tuple(codes)
+        super().__init__(message)
+
+
+class LeakError(UserError):
+    """The leak gate refuses a study.
+
+    Args:
+        codes: of the leaks, each once.
+    """
+
+    def __init__(self, message: str, codes: Sequence[str]) -> None:
+        self.codes = tuple(codes)
+        super().__init__(message)
 
 
 class LocationError(UserError):

@@ -28,6 +28,7 @@ def load_image_folders(
     patient_pattern: str | None = None,
     ignore: Sequence[str] = (),
     one_label: bool = True,
+    accepts_spelling: bool = False,
     name: str,
 ) -> Cohort:
     """One sample for each image file: ``<split>/<class>/…`` or ``<class>/…``, with any folders below the class.
@@ -45,6 +46,7 @@ def load_image_folders(
             patient of its own, and a finding says so.
         ignore: class folders that are left out, by rule.
         one_label: all images of a patient must have the same label.
+        accepts_spelling: ids that differ only in spelling are different patients'.
         name: of the root, for error texts.
     Raises:
         SampleError: a folder is no class or split, a name does not fit the pattern, a patient stands in two splits, a
@@ -82,7 +84,9 @@ def load_image_folders(
     if patient_pattern is None:
         rows["patient_id"] = rows["sample_id"]
     else:
-        rows.loc[live, "patient_id"] = _read_patients(names[live], patient_pattern, rows["relative"], problems)
+        rows.loc[live, "patient_id"] = _read_patients(
+            names[live], patient_pattern, rows["relative"], problems, accepts_spelling
+        )
     _draw_splits(rows, split)
     kept = rows.loc[rows["rule"] == ""]
     check_agreement(kept, problems, one_label=one_label)
@@ -135,7 +139,9 @@ def _check_layout(
         problems.add(f"no folder with images for the class {', '.join(map(repr, absent))}; found {list(found.index)}.")
 
 
-def _read_patients(names: pd.Series, pattern: str, relative: pd.Series, problems: Problems) -> pd.Series:
+def _read_patients(
+    names: pd.Series, pattern: str, relative: pd.Series, problems: Problems, accepts_spelling: bool
+) -> pd.Series:
     compiled = re.compile(pattern)
     ids = pd.Series(
         [(match["patient"] or "") if (match := compiled.search(name)) else "" for name in names],
@@ -147,7 +153,7 @@ def _read_patients(names: pd.Series, pattern: str, relative: pd.Series, problems
             f"patient_pattern {pattern!r} finds no patient in {len(unmatched)} of {len(ids)} names: "
             f"{examples(relative[unmatched])}."
         )
-    check_ids(ids[ids != ""].set_axis(names[ids != ""]), problems)
+    check_ids(ids[ids != ""].set_axis(names[ids != ""]), problems, accepts_spelling=accepts_spelling)
     return ids
 
 

@@ -55,6 +55,7 @@ def load_image_table(
     columns: Sequence[str] = (),
     table_names: str | Mapping[str, str] | None = None,
     one_label: bool = True,
+    accepts_spelling: bool = False,
 ) -> Cohort:
     """Join rows and files, check both, and seal the labels of the test split.
 
@@ -77,6 +78,7 @@ def load_image_table(
         columns: further ones, kept with the samples as they are; what is missing is empty.
         table_names: what the user calls the tables, where they are staged copies.
         one_label: all images of a patient must have the same label.
+        accepts_spelling: ids that differ only in spelling are different patients'.
     Raises:
         SampleError: columns are missing, labels or splits unknown or contradictory, an id means two files, ids differ
             only in spelling, a split is empty, or a class has no training patient. All that can be told at once is.
@@ -111,7 +113,7 @@ def load_image_table(
         findings.append(patients_are_rows(", ".join(table.name for table in read.values()), _PATIENT_REMEDY))
     else:
         rows["patient_id"] = cells[patient].where(~is_missing(cells[patient]), "")
-        check_ids(rows.loc[rows["rule"] == "", "patient_id"], problems)
+        check_ids(rows.loc[rows["rule"] == "", "patient_id"], problems, accepts_spelling=accepts_spelling)
     _add_splits(rows, cells, split, image, patient, problems)
     for domain in domains:
         rows[domain] = rows[domain].where(~is_missing(rows[domain]), _UNKNOWN)
@@ -152,7 +154,8 @@ def _check_options(classes: Sequence[str], labels: Sequence[str], domains: Seque
         problems.add(f"classes must be two or more different names; got {list(classes)}.")
     for label in (label for label in labels if label in domains):
         problems.add(
-            f"domains or columns hold the label {label!r}, which would show the labels of the test split; take it out."
+            f"domains or columns hold the label {label!r}, which would show the labels of the test split; take it out.",
+            leak="label_column",
         )
     if len(set(domains)) != len(domains):
         problems.add(f"domains lists a column twice: {list(domains)}.")

@@ -55,6 +55,7 @@ def load_participants(
     columns: Sequence[str] = (),
     table_name: str | None = None,
     manifest_name: str | None = None,
+    accepts_spelling: bool = False,
 ) -> Cohort:
     """Join people and volumes, check both, and seal the labels of the test split.
 
@@ -73,6 +74,7 @@ def load_participants(
         domains: columns of the table, the manifest or the pattern.
         columns: further ones, kept with the samples as they are; what is missing is empty.
         table_name: what the user calls the table, where `table` is a staged copy; likewise `manifest_name`.
+        accepts_spelling: ids that differ only in spelling are different patients'.
     Raises:
         SampleError: columns are missing, labels or splits unknown or contradictory, ids differ only in spelling, a
             split is empty, or a class has no training participant. All that can be told at once is told at once.
@@ -81,7 +83,7 @@ def load_participants(
     problems = Problems(read.name)
     further = [column for column in columns if column not in domains]
     shown = [*domains, *further]
-    people = _read_people(read, label, agreement, classes, split, patient, where or {}, shown, problems)
+    people = _read_people(read, label, agreement, classes, split, patient, where or {}, shown, problems, accepts_spelling)
     if manifest is not None:
         source = read_table(manifest, manifest_name)
         files = files_of_manifest(source, patient, listing)
@@ -127,6 +129,7 @@ def _read_people(
     where: Filter,
     domains: Sequence[str],
     problems: Problems,
+    accepts_spelling: bool,
 ) -> Table:
     """One row a participant, indexed by id: ``y``, ``split``, ``rule``, ``detail`` and the table's domain columns."""
     column, findings = find_patient_column(table, patient)
@@ -139,12 +142,13 @@ def _read_people(
         problems.add(f"classes must be two or more different names; got {list(classes)}.")
     for shown in (one for one in labels if one in domains):
         problems.add(
-            f"domains or columns hold the label {shown!r}, which would show the labels of the test split; take it out."
+            f"domains or columns hold the label {shown!r}, which would show the labels of the test split; take it out.",
+            leak="label_column",
         )
     problems.check_none()
     assert column is not None
     rows = table.frame.assign(patient_id=table.frame[column], rule="", detail="")
-    check_ids(rows["patient_id"], problems)
+    check_ids(rows["patient_id"], problems, accepts_spelling=accepts_spelling)
     exclude(rows, ~choose_rows(rows, where, "where", problems), "where", f"where: {dict(where)}")
     if isinstance(label, str):
         rows["y"] = _class_indices(rows, label, classes, problems)
@@ -208,7 +212,8 @@ def _one_row_each(rows: pd.DataFrame, domains: Sequence[str], problems: Problems
             remedy = "leave it out of domains and columns" if column in domains else "give each participant one"
             problems.add(
                 f"{len(contradictory)} participants have rows with different {what}: {examples(contradictory)} "
-                f"(lines {examples(lines)}); {remedy}."
+                f"(lines {examples(lines)}); {remedy}.",
+                leak="patient_in_two_splits" if column == "split" else "",
             )
     order = (rows["rule"] != "").sort_values(kind="stable").index
     first = rows.loc[order].drop_duplicates("patient_id").set_index("patient_id")

@@ -9,21 +9,23 @@ from vitreous.samples.identifiers import find_spelling_variants
 from vitreous.samples.problems import Problems, examples
 
 
-def check_ids(ids: pd.Series, problems: Problems) -> None:
+def check_ids(ids: pd.Series, problems: Problems, *, accepts_spelling: bool = False) -> None:
     """Note ids that are empty, and groups of ids that differ only in spelling.
 
     Args:
         ids: one a row; the index names the line.
+        accepts_spelling: the study says that such ids are different patients'.
     """
     if len(empty := ids.index[ids == ""]):
         problems.add(f"lines {examples(empty)} have no patient id; fill it in or remove them.")
     lines = {identifier: str(line) for line, identifier in ids.drop_duplicates().items()}
     variants = find_spelling_variants(identifier for identifier in lines if identifier)
-    if variants:
+    if variants and not accepts_spelling:
         named = [" / ".join(f"{one} (line {lines[one]})" for one in group) for group in variants]
         problems.add(
             f"{len(variants)} groups of ids differ only in spelling and may be one patient: "
-            f"{'; '.join(named[:10])}{' …' if len(named) > 10 else ''}. Write each patient's id one way."
+            f"{'; '.join(named[:10])}{' …' if len(named) > 10 else ''}. Write each patient's id one way.",
+            leak="spelling_variants",
         )
 
 
@@ -47,7 +49,8 @@ def check_agreement(samples: pd.DataFrame, problems: Problems, *, one_label: boo
         if len(contradictory):
             what = "splits" if column == "split" else "labels"
             problems.add(
-                f"{len(contradictory)} patients have items with different {what}: {examples(contradictory)}. {remedy}"
+                f"{len(contradictory)} patients have items with different {what}: {examples(contradictory)}. {remedy}",
+                leak="patient_in_two_splits" if column == "split" else "",
             )
 
 

@@ -17,10 +17,16 @@ class Problems:
     def __init__(self, where: str) -> None:
         self._where = where
         self._sentences: list[str] = []
+        self._leaks: list[str] = []
 
-    def add(self, sentence: str) -> None:
-        """Note one problem."""
-        self._sentences.append(sentence)
+    def add(self, sentence: str, *, leak: str = "") -> None:
+        """Note one problem.
+
+        Args:
+            leak: its code, where it is a leak.
+        """
+        self._sentences.append(f"{leak}: {sentence}" if leak else sentence)
+        self._leaks += [leak] if leak else []
 
     def check_none(self) -> None:
         """Raise what has been noted, if anything.
@@ -29,10 +35,10 @@ class Problems:
             SampleError: with every problem.
         """
         if len(self._sentences) == 1:
-            raise SampleError(f"{self._where}: {self._sentences[0]}")
+            raise SampleError(f"{self._where}: {self._sentences[0]}", self._leaks)
         if self._sentences:
             listed = "\n  - ".join(self._sentences)
-            raise SampleError(f"{self._where}: {len(self._sentences)} problems:\n  - {listed}")
+            raise SampleError(f"{self._where}: {len(self._sentences)} problems:\n  - {listed}", self._leaks)
 
 
 def examples(values: Iterable[object], most: int = _EXAMPLES) -> str:

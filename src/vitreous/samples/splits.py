@@ -80,7 +80,9 @@ def read_split_files(files: Mapping[str, Path], patient: str, problems: Problems
             if split_of.setdefault(identifier, split) != split:
                 twice.append(f"{identifier} ({split_of[identifier]}, {split})")
     if twice:
-        problems.add(f"{len(twice)} participants stand in two split files: {examples(twice)}.")
+        problems.add(
+            f"{len(twice)} participants stand in two split files: {examples(twice)}.", leak="patient_in_two_splits"
+        )
     return split_of
 
 
