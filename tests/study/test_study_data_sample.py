@@ -39,7 +39,8 @@ def test_fundus(tmp_path: Path) -> None:
     before = contents(out, "*")
     assert write_sample(out, "fundus", patients=40, seed=0) == studies
     assert contents(out, "*") == before
-    found = verify_data(opened["transfer"], workers=2)
+    config = load_study(str(out / "transfer.yaml"), [f"store={tmp_path / 'features'}"])
+    found = verify_data(config, opened["transfer"], workers=2)
     assert [finding for finding in found.findings if finding.severity == "error"] == []
     by_camera = found.statistics.set_index(["column", "value", "statistic"])["mean"]
     assert by_camera["camera", "b", "mean_b"] > by_camera["camera", "a", "mean_b"], "camera b is the bluer one"
@@ -89,11 +90,11 @@ def test_planted_flaws_are_found(tmp_path: Path) -> None:
     table = write_fundus_cohort(tmp_path / "c", num_patients=40, seed=5, camera="b", size_px=256, flaws=flaws)
     values = data_sample._table_data(table, table.parent / "train_images", "id_code", [])
     study = data_sample._write_study(tmp_path / "study.yaml", "", "flawed", values)
-    data = open_data(load_study(str(study)), keep_listing=False)
-    found = verify_data(data, workers=2)
+    config = load_study(str(study), [f"store={tmp_path / 'features'}"])
+    found = verify_data(config, open_data(config, keep_listing=False), workers=2)
     truth = pd.read_csv(table.parent / "ground_truth.csv", dtype=str).fillna("").set_index("id_code")
     codes = {finding.code for finding in found.findings if finding.severity == "error"}
-    assert codes == {"missing_files", "unreadable", "exact_leak", "near_leak"}
+    assert codes == {"missing_files", "unreadable", "exact_duplicates", "near_duplicates"}
     assert {name.partition(".")[0] for name in found.unreadable["sample_id"]} == set(
         truth.index[truth["flaw"] == "truncated"]
     )

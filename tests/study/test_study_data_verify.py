@@ -69,13 +69,15 @@ def image_study(root: Path, **data: Any) -> Path:
             "encoders": ENCODERS,
             "recipes": RECIPES,
             "runs": str(root / "runs"),
+            "store": str(root / "features"),
             "cache": {"dir": str(root / "cache")},
         },
     )
 
 
 def verify(study: Path, *overrides: str) -> Verification:
-    return verify_data(open_data(load_study(str(study), list(overrides)), keep_listing=False), workers=2)
+    config = load_study(str(study), list(overrides))
+    return verify_data(config, open_data(config, keep_listing=False), workers=2)
 
 
 def errors(found: Verification) -> dict[str, Finding]:
@@ -116,7 +118,7 @@ def test_planted_flaws_are_all_found(tmp_path: Path) -> None:
     (images / "p02_right.png").unlink()
     ImageEnhance.Brightness(Image.open(images / "p09_left.png")).enhance(0.05).save(images / "p09_left.png")
     found = verify(image_study(tmp_path))
-    assert set(errors(found)) == {"missing_files", "unreadable", "exact_leak", "near_leak"}
+    assert set(errors(found)) == {"missing_files", "unreadable", "exact_duplicates", "near_duplicates"}
     pairs = {(row.kind, row.first, row.second) for row in found.duplicates.itertuples()}
     names = {kind: {name.partition(".")[0] for name in pair} for kind, *pair in pairs}
     assert names == {"exact": {"p00_left", "p06_left"}, "near": {"p00_left", "p05_left"}}
@@ -139,8 +141,8 @@ def test_same_picture_under_two_labels_and_two_patients(tmp_path: Path) -> None:
     (images / "p01_left.png").write_bytes((images / "p00_left.png").read_bytes())  # both train, other grades
     (images / "p08_left.png").write_bytes((images / "p08_right.png").read_bytes())  # one patient
     found = verify(image_study(tmp_path))
-    assert set(errors(found)) == {"label_conflict"}
-    assert "p00_left" in errors(found)["label_conflict"].evidence
+    assert set(errors(found)) == {"conflicting_labels"}
+    assert "p00_left" in errors(found)["conflicting_labels"].evidence
     by_severity = {f.severity: f.title for f in found.findings if f.code == "exact_duplicates"}
     assert by_severity["warning"].startswith("1 pairs of two patients")
     assert by_severity["info"].startswith("1 pairs of one patient")
@@ -155,7 +157,7 @@ def test_folds_make_every_pair_of_two_patients_a_leak(tmp_path: Path) -> None:
     values = yaml.safe_load(study.read_text())
     del values["data"]["split"]
     write_study(study, values | {"folds": {"k": 3}})
-    assert set(errors(verify(study))) == {"exact_leak"}
+    assert set(errors(verify(study))) == {"exact_duplicates"}
 
 
 def test_volumes(tmp_path: Path) -> None:
@@ -172,9 +174,9 @@ def test_volumes(tmp_path: Path) -> None:
     test.write_bytes(train.read_bytes())
     files[-1].write_bytes(files[-1].read_bytes()[:500])
     found = verify(study)
-    assert set(errors(found)) == {"exact_leak", "unreadable"}
-    assert train.name in errors(found)["exact_leak"].evidence
-    assert test.name in errors(found)["exact_leak"].evidence
+    assert set(errors(found)) == {"exact_duplicates", "unreadable"}
+    assert train.name in errors(found)["exact_duplicates"].evidence
+    assert test.name in errors(found)["exact_duplicates"].evidence
 
 
 def test_npz_items(tmp_path: Path) -> None:
@@ -185,9 +187,15 @@ def test_npz_items(tmp_path: Path) -> None:
     arrays["val_images"][3] = arrays["train_images"][5]
     np.savez(tmp_path / "small.npz", **arrays)
     data = {"kind": "npz", "table": str(tmp_path / "small.npz"), "axes": "HWC", "classes": ["a", "b"]}
-    values = {"name": "npz", "data": data, "encoders": ENCODERS, "recipes": RECIPES}
+    values = {
+        "name": "npz",
+        "data": data,
+        "encoders": ENCODERS,
+        "recipes": RECIPES,
+        "store": str(tmp_path / "features"),
+    }
     found = verify(write_study(tmp_path / "study.yaml", values | {"cache": {"dir": str(tmp_path / "cache")}}))
-    assert set(errors(found)) == {"exact_leak"}
+    assert set(errors(found)) == {"exact_duplicates"}
     assert len(found.duplicates) == 1
 
 
@@ -229,12 +237,18 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_idrid_shows_six_photographs_twice(tmp_path: Path) -> None:
     prepare_cohort("idrid", IDRID, tmp_path / "idrid")
     values = yaml.safe_load((tmp_path / "idrid" / "data.yaml").read_text())
-    values |= {"name": "idrid", "encoders": ENCODERS, "recipes": RECIPES, "cache": {"dir": str(tmp_path / "cache")}}
+    values |= {
+        "name": "idrid",
+        "encoders": ENCODERS,
+        "recipes": RECIPES,
+        "store": str(tmp_path / "features"),
+        "cache": {"dir": str(tmp_path / "cache")},
+    }
     study = write_study(tmp_path / "study.yaml", values)
     found = verify(study)
     assert found.unreadable.empty
     assert found.duplicates["kind"].tolist() == ["exact"] * 6
     test = found.duplicates[(found.duplicates[["first_split", "second_split"]] == "test").any(axis=1)]
     assert {*test["first"], *test["second"]} == {"test/IDRiD_064.jpg", "train/IDRiD_118.jpg"}
-    assert set(errors(found)) == {"exact_leak", "label_conflict"}
+    assert set(errors(found)) == {"exact_duplicates", "conflicting_labels"}
     assert print_verify(str(study), [], tmp_path / "out")

@@ -177,7 +177,7 @@ def test_test_files_may_be_broken(cohort: Path, finished: SearchResult, tmp_path
     result = run(values(broken, tmp_path / "runs", store=str(store), data=None) | {"data": data_of(broken)})
     assert pd.read_csv(result.folder / "data_errors.csv").empty
     pd.testing.assert_frame_equal(trials_of(result.folder), trials_of(finished.folder))
-    encoded = sum(len(pd.read_parquet(path)) for path in store.rglob("shard-*.parquet"))
+    encoded = sum(len(pd.read_parquet(path)) for path in store.glob("??/*/shard-*.parquet"))
     assert encoded == len(list(broken.rglob("*.npy"))) - len(paths[3:])
     assert not list(tmp_path.rglob("ledger.jsonl")), "test labels were not opened"
 

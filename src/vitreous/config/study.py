@@ -22,6 +22,7 @@ from vitreous.config.search import SearchConfig
 from vitreous.config.search_space import Search, resolve_search
 from vitreous.core.errors import ConfigError
 from vitreous.core.label_sets import Task
+from vitreous.core.leak import NEVER_ACCEPTED, LeakCode
 
 # names become folders of the run directory
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -153,6 +154,25 @@ Folds = Annotated[
 ]
 
 
+class Leaks(Frozen):
+    """The leak gate: what it finds and may pass all the same, and when files are looked at.
+
+    `pixels: before` decodes every file once before encoders begin, and keeps what it saw beside the features; `during`
+    spares that pass and looks while encoders run, so that a leak in the pixels is refused only after them.
+    """
+
+    accept: tuple[LeakCode, ...] = ()
+    pixels: Literal["before", "during"] = "before"
+
+    @field_validator("accept", mode="before")
+    @classmethod
+    def _may_be_accepted(cls, codes: Any) -> Any:
+        named = codes if isinstance(codes, list | tuple) else []
+        if never := [code for code in named if code in NEVER_ACCEPTED]:
+            raise ValueError(f"{never} contradict the study itself and cannot be accepted; mend the table")
+        return codes
+
+
 class Intervals(Frozen):
     """The patient-clustered bootstrap."""
 
@@ -199,6 +219,7 @@ class StudyConfig(Frozen):
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     workers: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     tracker: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    leaks: Leaks = Leaks()
     s3: S3 = S3()
     runs: str = "runs"
     store: str = "~/.cache/vitreous/features"
@@ -323,5 +344,6 @@ def _task_problems(name: str, recipe: Recipe, task: Task) -> list[str]:
     return problems
 
 
-# Keys that say where things are kept or shown, not what is computed: a run continues under other values of them.
-PLACES = frozenset({"runs", "store", "cache", "tracker", "workers"})
+# Keys that say where things are kept or shown, or what is tolerated, not what is computed: a run continues under other
+# values of them.
+PLACES = frozenset({"runs", "store", "cache", "tracker", "workers", "leaks"})

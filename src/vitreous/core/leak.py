@@ -30,6 +30,7 @@ LeakCode = Literal[
 ACCEPTABLE: tuple[LeakCode, ...] = get_args(LeakCode)
 # contradictions of a study: no run can go on with them, so that there is nothing to accept
 NEVER_ACCEPTED = ("patient_in_two_splits", "label_column")
+ACCEPTED = "Leak accepted by the study:"  # how the title of such a finding begins
 _SHOWN = 20
 
 
@@ -59,7 +60,7 @@ class Leak:
         """The same for the terminal (with ids), or for files that name nobody."""
         evidence = "; ".join(part for part in (self.evidence, listed(self.rows) if with_ids else "") if part)
         if accepted:
-            return Finding(self.code, "warning", f"Leak accepted by the study: {self.title}", evidence, self.remedy)
+            return Finding(self.code, "warning", f"{ACCEPTED} {self.title}", evidence, self.remedy)
         return Finding(self.code, "error" if self.refuses else self.severity, self.title, evidence, self.remedy)
 
 

@@ -5,6 +5,7 @@ Axes: C channel.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +78,7 @@ def find_shared_pixels(
             if len(found):
                 title = f"{len(found)} pairs of {whose} {'in one split ' if has_splits else ''}{words}."
                 remedy = "They may be one person's, whose images count as two people's; look at them."
-                severity = "warning" if of_two else "info"
+                severity: Literal["warning", "info"] = "warning" if of_two else "info"
                 yield Leak(code, False, title, remedy, _texts(found), _measure(kind, max_distance), severity)
 
 

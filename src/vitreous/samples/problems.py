@@ -25,7 +25,7 @@ class Problems:
         Args:
             leak: its code, where it is a leak.
         """
-        self._sentences.append(f"{leak}: {sentence}" if leak else sentence)
+        self._sentences.append(f"{sentence} (leak: {leak})" if leak else sentence)
         self._leaks += [leak] if leak else []
 
     def check_none(self) -> None:

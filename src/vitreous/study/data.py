@@ -205,6 +205,7 @@ def _open_images(
             patient_pattern=data.patient_pattern,
             ignore=data.ignore,
             one_label=data.aggregate != "none",
+            accepts_spelling=_accepts_spelling(config),
             name=data.files,
         )
     max_bytes = int(data.max_image_mb * _MB)
@@ -245,6 +246,10 @@ def _drawn_split(split: FractionsSplit | ValFractionSplit | None) -> FractionSpl
             return None
 
 
+def _accepts_spelling(config: StudyConfig) -> bool:
+    return "spelling_variants" in config.leaks.accept
+
+
 def _open_csv(
     config: StudyConfig, data: CsvData, listings: Mapping[str, Sequence[ObjectInfo]], cache: StagingCache
 ) -> Cohort:
@@ -277,6 +282,7 @@ def _open_csv(
         columns=data.columns,
         table_names=names if is_each else names[""],
         one_label=data.aggregate != "none",
+        accepts_spelling=_accepts_spelling(config),
     )
 
 
@@ -311,4 +317,5 @@ def _open_participants(
         columns=data.columns,
         table_name=data.table,
         manifest_name=data.manifest,
+        accepts_spelling=_accepts_spelling(config),
     )

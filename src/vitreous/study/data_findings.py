@@ -1,12 +1,12 @@
 """What `vitreous data verify` says in words: counts, reading, values, duplicates."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import pandas as pd
 
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import Modality
+from vitreous.core.leak import Leak
 from vitreous.diagnosis.volumes import ROBUST_Z
 from vitreous.inputs.near_duplicates import NUM_BITS
 from vitreous.samples.cohort import Cohort
@@ -15,7 +15,6 @@ SIZES = ("depth", "height", "width")
 VALUES = ("mean", "std", "mean_r", "mean_g", "mean_b")
 _SHOWN = 20
 _MISSING_FILES = "file missing"
-_KINDS = (("exact", "hold the same values"), ("near", "show nearly the same"))
 
 
 def describe_cohort(cohort: Cohort, modality: Modality) -> Iterator[Finding]:
@@ -86,82 +85,15 @@ def describe_values(rows: pd.DataFrame, outliers: pd.DataFrame) -> Iterator[Find
         )
 
 
-def describe_duplicates(
-    pairs: pd.DataFrame, max_distance: int, *, has_splits: bool, knows_patients: bool
+def describe_leaks(
+    leaks: Sequence[Leak], pairs: pd.DataFrame, max_distance: int, accepted: Collection[str]
 ) -> Iterator[Finding]:
-    """Pairs across splits (without splits: across patients) as errors; the rest as warnings or facts.
-
-    Args:
-        pairs: kind (exact, near), bits, and sample, split, patient and class (empty where sealed) of both.
-        max_distance: bits in which near duplicates may differ.
-        has_splits: whether the cohort comes with splits; folds make them later.
-        knows_patients: whether ids say which items are one person's.
-    """
+    """What the leak gate says of table and pixels, with the rows; what would refuse a run is an error."""
     if pairs.empty:
-        yield Finding("duplicates", "info", "No two files show the same thing.", _measure(max_distance))
-        return
-    across_splits = pairs["first_split"] != pairs["second_split"]
-    across_patients = pairs["first_patient"] != pairs["second_patient"]
-    labelled = (pairs["first_class"] != "") & (pairs["second_class"] != "")
-    conflict = (pairs["kind"] == "exact") & labelled & (pairs["first_class"] != pairs["second_class"])
-    # without splits, folds are drawn by patient: what two patients share may stand on both sides
-    leaks = across_splits if has_splits else across_patients
-    what = "splits" if has_splits else "patients, whom folds put apart"
-    for kind, words in _KINDS:
-        found = pairs[(pairs["kind"] == kind) & leaks]
-        if len(found):
-            yield Finding(
-                f"{kind}_leak",
-                "error",
-                f"{len(found)} pairs across {what} {words}: a leak.",
-                _listed((_pair_text(pair) for pair in _records(found)), "; ") + _note(kind, max_distance),
-                "Leave one of each pair out, or put both into one split, before anything is trained.",
-            )
-    if len(found := pairs[conflict]):
-        yield Finding(
-            "label_conflict",
-            "error",
-            f"{len(found)} pairs hold the same values under two classes.",
-            _listed(
-                (
-                    f"{row['first']} ({row['first_class']}) = {row['second']} ({row['second_class']})"
-                    for row in _records(found)
-                ),
-                "; ",
-            ),
-            "One of the two labels is wrong; ask who labelled them.",
-        )
-    patients = "patients" if knows_patients else "items (patients are not known)"
-    for kind, words in _KINDS:
-        for of_two, whose in ((True, f"two {patients}"), (False, "one patient")):
-            found = pairs[(pairs["kind"] == kind) & ~leaks & (across_patients == of_two)]
-            if len(found):
-                yield Finding(
-                    f"{kind}_duplicates",
-                    "warning" if of_two else "info",
-                    f"{len(found)} pairs of {whose} {'in one split ' if has_splits else ''}{words}.",
-                    _listed((_pair_text(pair) for pair in _records(found)), "; ") + _note(kind, max_distance),
-                    "They may be one person's, whose images count as two people's; look at them.",
-                )
-
-
-def _records(pairs: pd.DataFrame) -> list[dict[str, Any]]:
-    return [dict(zip(pairs.columns, row, strict=True)) for row in pairs.itertuples(index=False)]
-
-
-def _pair_text(pair: dict[str, Any]) -> str:
-    first, second = (
-        pair[side] + (f" ({pair[f'{side}_split']})" if pair[f"{side}_split"] else "") for side in ("first", "second")
-    )
-    return f"{first} = {second}" if pair["kind"] == "exact" else f"{first} ≈ {second}, {pair['bits']} bits"
-
-
-def _note(kind: str, max_distance: int) -> str:
-    return f" ({_measure(max_distance)})" if kind == "near" else ""
-
-
-def _measure(max_distance: int) -> str:
-    return f"perceptual hash, at most {max_distance} of {NUM_BITS} bits differ"
+        measure = f"perceptual hash, at most {max_distance} of {NUM_BITS} bits differ"
+        yield Finding("duplicates", "info", "No two files show the same thing.", measure)
+    for leak in leaks:
+        yield leak.as_finding(accepted=leak.refuses and leak.code in accepted, with_ids=True)
 
 
 def _listed(items: Iterable[object], separator: str = ", ") -> str:

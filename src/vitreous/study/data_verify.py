@@ -9,55 +9,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from vitreous.config.compose import load_study
-from vitreous.core.errors import InputError, StorageError
+from vitreous.config.study import StudyConfig
 from vitreous.core.files import replacing, write_json
 from vitreous.core.finding import Finding
-from vitreous.core.progress import Advance, no_progress, progress_bar
-from vitreous.core.threads import map_ahead
+from vitreous.core.progress import Advance
 from vitreous.diagnosis.volumes import FEWEST_VOLUMES, ROBUST_Z
-from vitreous.features.encode import Staged
-from vitreous.inputs.near_duplicates import MAX_DISTANCE, digest_pixels, find_near_pairs, hash_picture
-from vitreous.inputs.prepare import describe_decoded
+from vitreous.inputs.near_duplicates import MAX_DISTANCE
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.data_findings import (
     VALUES,
     describe_cohort,
-    describe_duplicates,
+    describe_leaks,
     describe_reading,
     describe_values,
 )
 from vitreous.study.doctor import print_findings
+from vitreous.study.leak_gate import look_at_files, pixel_leaks, table_leaks
 
 _MAD_TO_SD = 1.4826  # of a normal distribution
-_PAIR_COLUMNS = (
-    "kind", "bits", "first", "second", "first_split", "second_split", "first_patient", "second_patient",
-    "first_class", "second_class",
-)  # fmt: skip
-Bits = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class LookedAt:
-    """What one file turned out to be.
-
-    Args:
-        statistics: of the decoded values; None where it cannot be used.
-        digest: name of the decoded values.
-        bits: perceptual hash; None where there is nothing to hash.
-        problem: why it cannot be used.
-    """
-
-    statistics: dict[str, Any] | None = None
-    digest: str = ""
-    bits: Bits | None = None
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +56,16 @@ class Verification:
 
 
 def verify_data(
-    data: OpenedData, *, workers: int, max_distance: int = MAX_DISTANCE, progress: Advance = no_progress
+    config: StudyConfig,
+    data: OpenedData,
+    *,
+    workers: int,
+    max_distance: int = MAX_DISTANCE,
+    progress: Advance | None = None,
 ) -> Verification:
-    """Decode every file of a cohort once and compare what comes out.
+    """Decode every file of a cohort once and compare what comes out: all that the leak gate says before encoding.
+
+    What was seen is kept for the gate of later runs.
 
     Args:
         workers: decoding threads.
@@ -92,84 +73,29 @@ def verify_data(
             :mod:`vitreous.inputs.near_duplicates` for how 18 was chosen.
         progress: called once per file.
     """
-    looked_at = _look_at_all(data, workers, progress)
+    sightings = look_at_files(config, data, workers, again=True, progress=progress)
     samples = data.cohort.samples
-    by_sample = [looked_at[file_id] for file_id in data.file_ids]
-    problems = np.array([one.problem for one in by_sample], dtype=object)
-    is_usable = problems == ""
-    unreadable = samples.loc[~is_usable, ["sample_id", "relative"]].assign(reason=problems[~is_usable])
+    by_sample = [sightings[file_id] for file_id in data.file_ids]
+    is_usable = np.array([one.is_usable for one in by_sample], dtype=bool)
+    unreadable = samples.loc[~is_usable, ["sample_id", "relative"]].assign(
+        reason=[one.message for one in by_sample if not one.is_usable]
+    )
     usable = samples[is_usable].reset_index(drop=True)
-    kept = [one for one in by_sample if not one.problem]
-    rows = pd.DataFrame([one.statistics for one in kept], index=pd.Index(usable["sample_id"], name="sample_id"))
-    duplicates = _find_duplicates(data, usable, kept, max_distance)
+    statistics = [dict(one.statistics) for one in by_sample if one.is_usable]
+    rows = pd.DataFrame(statistics, index=pd.Index(usable["sample_id"], name="sample_id"))
+    pixels, duplicates = pixel_leaks(config, data, sightings, max_distance=max_distance)
+    leaks = [*table_leaks(config, data), *pixels]
     outliers = _find_outliers(rows)
     counts = data.cohort.count_by(["split", "class"]).rename(columns={"volumes": "samples"})
     findings = (
         *describe_cohort(data.cohort, data.modality),
         *describe_reading(unreadable, len(samples)),
         *describe_values(rows, outliers),
-        *describe_duplicates(
-            duplicates,
-            max_distance,
-            has_splits=bool((samples["split"] != "").any()),
-            knows_patients=bool((samples["patient_id"] != samples["sample_id"]).any()),
-        ),
+        *describe_leaks(leaks, duplicates, max_distance, frozenset(config.leaks.accept)),
     )
-    statistics = _summarise(rows, usable, data.cohort.domains)
-    return Verification(findings, statistics, outliers, duplicates, unreadable, counts)
-
-
-def _look_at_all(data: OpenedData, workers: int, progress: Advance) -> dict[str, LookedAt]:
-    """Each content once, whatever samples it serves."""
-
-    def look(staged: Staged) -> LookedAt:
-        request, path = staged
-        if isinstance(path, StorageError):
-            return LookedAt(problem=str(path))
-        try:
-            decoded = data.load_input(request, path)
-        except InputError as error:
-            return LookedAt(problem=str(error))
-        return LookedAt(describe_decoded(decoded), digest_pixels(decoded), hash_picture(decoded))
-
-    ahead = 2 * workers
-    found = {}
-    results = map_ahead(look, data.stage(data.requests, in_use=ahead + 1), workers=workers, ahead=ahead)
-    for request, one in zip(data.requests, results, strict=True):
-        found[request.file_id] = one
-        progress(1)
-    return found
-
-
-def _find_duplicates(
-    data: OpenedData, samples: pd.DataFrame, looked_at: Sequence[LookedAt], max_distance: int
-) -> pd.DataFrame:
-    """Pairs of samples: of equal values, each with the first of its group; of near hashes, between such firsts."""
-    first_of: dict[str, int] = {}
-    pairs: list[tuple[str, int, int, int]] = []
-    for row, one in enumerate(looked_at):
-        first = first_of.setdefault(one.digest, row)
-        if first != row:
-            pairs.append(("exact", 0, first, row))
-    hashed = [row for row in first_of.values() if looked_at[row].bits is not None]
-    if hashed:
-        near, distances = find_near_pairs(np.stack([_bits(looked_at[row]) for row in hashed]), max_distance)
-        pairs += [("near", int(bits), hashed[i], hashed[j]) for (i, j), bits in zip(near, distances)]
-    names = dict(enumerate(data.cohort.classes))
-    known = samples["y"].map(names).fillna("").to_numpy()  # labels of test are sealed, and stay so
-    table = pd.DataFrame(pairs, columns=["kind", "bits", "i", "j"])
-    for side, column in (("first", "i"), ("second", "j")):
-        rows = table[column].to_numpy(np.int64)
-        table[side] = samples["sample_id"].to_numpy()[rows]
-        table[f"{side}_split"] = samples["split"].to_numpy()[rows]
-        table[f"{side}_patient"] = samples["patient_id"].to_numpy()[rows]
-        table[f"{side}_class"] = known[rows]
-    return table[list(_PAIR_COLUMNS)]
-
-
-def _bits(one: LookedAt) -> Bits:
-    assert one.bits is not None
-    return one.bits
+    return Verification(
+        findings, _summarise(rows, usable, data.cohort.domains), outliers, duplicates, unreadable, counts
+    )
 
 
 def _find_outliers(rows: pd.DataFrame) -> pd.DataFrame:
@@ -243,8 +169,7 @@ def print_verify(study: str, overrides: Sequence[str], out: Path | None, *, max_
     config = load_study(study, overrides)
     workers = config.workers if config.workers != "auto" else max(1, min(8, os.cpu_count() or 1))
     data = open_data(config)
-    with progress_bar(f"Decoding each {data.modality} once", len(data.requests)) as advance:
-        verification = verify_data(data, workers=workers, max_distance=max_distance, progress=advance)
+    verification = verify_data(config, data, workers=workers, max_distance=max_distance)
     folder = out or Path(config.runs).expanduser() / config.name / "verify"
     write_verification(folder, verification, config.name)
     is_wrong = print_findings(verification.findings)

@@ -1,7 +1,7 @@
 """`vitreous encode STUDY`: fill the feature store; and the features of a study, read back."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,18 +18,20 @@ from vitreous.core.files import replacing
 from vitreous.core.input_spec import AnySpec, ClipSpec, ImageSpec
 from vitreous.core.progress import Advance, progress_bar
 from vitreous.encoders.encoder import FORWARD_VERSION, Encoder
-from vitreous.features.encode import EncoderTask, PassSummary, PixelTask, encode_missing, files_in_use
+from vitreous.features.encode import EncoderTask, PassSummary, PixelTask, Request, encode_missing, files_in_use
 from vitreous.features.pixel_store import PixelSpace, PixelStore
 from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
 from vitreous.inputs.clip_preprocessing import CLIP_PREPROCESSING_VERSION
 from vitreous.inputs.image_files import IMAGE_DECODER_VERSION
 from vitreous.inputs.image_preprocessing import IMAGE_PREPROCESSING_VERSION
+from vitreous.inputs.prepare import Decoded
 from vitreous.inputs.preprocessing import PREPROCESSING_VERSION
 from vitreous.inputs.video import VIDEO_DECODER_VERSION
 from vitreous.inputs.volume import DECODER_VERSION
 from vitreous.storage.locks import exclusive
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.leak_gate import describe_gate, finish_gate, pass_gate_before_encoding
 from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
 from vitreous.study.runtime import Runtime, resolve_runtime
 
@@ -109,6 +111,7 @@ def encode_study(
     *,
     frozen: Collection[str] | None = None,
     on_pixels: Collection[str] = (),
+    load_input: Callable[[Request, Path], Decoded] | None = None,
     progress: Advance | None = None,
 ) -> StudyFeatures:
     """Encode what is missing, in one pass for all encoders, and read everything back.
@@ -116,6 +119,7 @@ def encode_study(
     Args:
         frozen: names of the encoders whose features are wanted; all if left out.
         on_pixels: names of the encoders whose prepared inputs are wanted, for recipes that train on them.
+        load_input: in place of the data's own.
         progress: called once per file that is read; a bar of its own is shown if left out.
 
     Raises:
@@ -134,7 +138,7 @@ def encode_study(
             *_encoder_tasks(runtime, encoders, stores, frozenset(asked)),
             *_pixel_tasks(encoders, pixels, frozenset(asked)),
         ]
-        summary = _encode_missing(config, runtime, data, tasks, progress)
+        summary = _encode_missing(config, runtime, data, tasks, load_input or data.load_input, progress)
         rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
         facts = {name: dict(zip(asked, store.read_facts(asked), strict=True)) for name, store in pixels.items()}
     return _gather(data, rows, facts, pixels, summary)
@@ -178,6 +182,7 @@ def _encode_missing(
     runtime: Runtime,
     data: OpenedData,
     tasks: Sequence[EncoderTask | PixelTask],
+    load_input: Callable[[Request, Path], Decoded],
     progress: Advance | None,
 ) -> PassSummary:
     if not tasks:
@@ -190,7 +195,7 @@ def _encode_missing(
             data.requests,
             tasks,
             stage=partial(data.stage, in_use=files_in_use(runtime.workers)),
-            load_input=data.load_input,
+            load_input=load_input,
             shard_size=SHARD_SIZE,
             workers=runtime.workers,
             max_bad=int(config.data.max_quarantined * len(data.requests)),
@@ -285,14 +290,24 @@ def print_encode(study: str, overrides: Sequence[str]) -> None:
     data = open_data(config)
     encoders = open_encoders(config, runtime, data.cache, data.modality)
     rows = rows_of(config, encoders, ())  # the floor of columns needs nothing encoded
-    features = encode_study(
-        config, runtime, data, encoders, frozen=frozen_encoders(rows), on_pixels=encoders_on_pixels(rows)
-    )
+    gate = pass_gate_before_encoding(config, data, encoders, runtime.workers)
+    with gate.loader() as load_input:
+        features = encode_study(
+            config,
+            runtime,
+            data,
+            encoders,
+            frozen=frozen_encoders(rows),
+            on_pixels=encoders_on_pixels(rows),
+            load_input=load_input,
+        )
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(describe_encoding(data, features))
     for message, count in features.quarantined["message"].value_counts().items():
         console.print(f"quarantined {count}: {message}")
     check_usable(config, features, len(data.cohort.samples))
+    finish_gate(gate, features, encoders, runtime.workers)
+    console.print(describe_gate(gate))
 
 
 def describe_encoding(data: OpenedData, features: StudyFeatures) -> str:

@@ -28,6 +28,7 @@ from vitreous.study.encode import feature_store
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.floors import plan_floors
 from vitreous.study.grid_choice import is_nested
+from vitreous.study.leak_gate import LeakGate
 from vitreous.study.partitions import make_partitions
 from vitreous.study.pixel_cost import PixelPlan, plan_pixel_rows
 from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
@@ -113,6 +114,8 @@ def make_plan(config: StudyConfig) -> Plan:
     """
     runtime = resolve_runtime(config)
     data = open_data(config, keep_listing=False)
+    gate = LeakGate(config, data)
+    gate.check_table()
     encoders = open_encoders(config, runtime, data.cache, data.modality)
     check_pixel_recipes(config, data.modality)
     floors = plan_floors(config, data.cohort, data.modality)
@@ -126,7 +129,7 @@ def make_plan(config: StudyConfig) -> Plan:
     return Plan(
         count_participants(data.cohort),
         {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
-        (*data.cohort.findings, *floors.findings),
+        (*data.cohort.findings, *gate.findings(with_ids=True), *floors.findings),
         data.cohort.patients_without_files,
         len(samples),
         int(samples["patient_id"].nunique()),

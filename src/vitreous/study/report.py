@@ -13,6 +13,7 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.errors import UserError
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import Modality, item_noun
+from vitreous.core.leak import ACCEPTED
 from vitreous.core.privacy import load_id_key
 from vitreous.reports.comparisons import write_comparisons
 from vitreous.reports.folds import write_folds
@@ -26,6 +27,7 @@ from vitreous.study.account import pivot_counts, read_account
 from vitreous.study.domains import read_rounds, write_domain_matrices
 from vitreous.study.fold_scores import fold_scores
 from vitreous.study.heads import read_history, read_model
+from vitreous.study.leak_gate import read_leaks
 from vitreous.study.ledger import Ledger
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows, read_tests_by_round
 from vitreous.study.run_directory import RunDirectory, kept_study
@@ -35,7 +37,9 @@ _NO_PATIENTS = "patients_are_rows"
 
 def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
     """The leaderboard of a finished run, from its predictions."""
-    return _build_leaderboard(read_rows(directory, config), config)
+    leaderboard = _build_leaderboard(read_rows(directory, config), config)
+    accepted = [finding for finding in read_leaks(directory) if finding.title.startswith(ACCEPTED)]
+    return replace(leaderboard, findings=(*accepted, *leaderboard.findings))
 
 
 def _build_leaderboard(rows: Sequence[RowPredictions], config: StudyConfig) -> Leaderboard:
@@ -81,6 +85,7 @@ def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Lead
     account = read_account(directory)
     kept = read_kept_rows(directory)
     findings = [Finding(**finding) for finding in account["findings"]]
+    leaks = read_leaks(directory)
     quarantined = pd.read_csv(directory.data_errors, dtype=str, keep_default_na=False).rename(
         columns={"participant_id": "patient_id", "key": "relative"}
     )
@@ -98,10 +103,14 @@ def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Lead
         quarantined=keyed_rows(quarantined, load_id_key()),
         findings=(
             *(f for f in findings if f.code != _NO_PATIENTS),
+            *(f for f in leaks if not f.title.startswith(ACCEPTED)),  # those are the leaderboard's
             *_choice_findings(directory, kept),
             *_lost_patients(account, config.data.modality),
         ),
-        banners=tuple(f.title for f in findings if f.code == _NO_PATIENTS),
+        banners=(
+            *(f.title for f in findings if f.code == _NO_PATIENTS),
+            *(f"{f.title} ({f.code})" for f in leaks if f.title.startswith(ACCEPTED)),
+        ),
         looks=tuple(vars(look) for look in Ledger(directory.ledger).looks()),
         settings_yaml=directory.study_yaml.read_text(),
         provenance=json.loads(directory.provenance.read_text()),

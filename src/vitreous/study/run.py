@@ -32,6 +32,7 @@ from vitreous.study.encode import (
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.evaluate import evaluate_all
 from vitreous.study.floors import plan_floors
+from vitreous.study.leak_gate import describe_gate, finish_gate, pass_gate_before_encoding
 from vitreous.study.partitions import check_partitions, make_partitions
 from vitreous.study.provenance import cohort_fingerprint, describe_run
 from vitreous.study.report import write_outputs
@@ -87,18 +88,29 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     hashes = {"cohort": cohort_fingerprint(data.cohort)}
     hashes |= {f"encoders.{opened.name}.weights": opened.encoder.weights_hash for opened in encoders}
     provenance = describe_run(config, runtime, data.cohort, hashes)
+    gate = pass_gate_before_encoding(config, data, encoders, runtime.workers)
     with exclusive(directory.root / ".lock"):  # a second process on the same run waits, then finds it done
         claim(directory, config, provenance)
         for folder in [directory.root, *directory.root.glob("**/")]:
             remove_partial_files(folder)
         for opened in encoders:
             write_json(directory.receipt(opened.name), opened.describe())
-        features = encode_study(
-            config, runtime, data, encoders, frozen=frozen_encoders(rows), on_pixels=encoders_on_pixels(rows)
-        )
+        with gate.loader() as load_input:
+            features = encode_study(
+                config,
+                runtime,
+                data,
+                encoders,
+                frozen=frozen_encoders(rows),
+                on_pixels=encoders_on_pixels(rows),
+                load_input=load_input,
+            )
         write_data_errors(directory.data_errors, features.quarantined)
         check_usable(config, features, len(data.cohort.samples))
         console.print(describe_encoding(data, features))
+        finish_gate(gate, features, encoders, runtime.workers)
+        gate.write(directory)
+        console.print(describe_gate(gate))
         for finding in floors.findings:
             console.print(f"{finding.title} {finding.remedy}".strip())
         write_account(directory, data, features, floors.findings)

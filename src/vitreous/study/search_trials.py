@@ -43,6 +43,7 @@ from vitreous.study.adapt_pixels import (
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import StudyFeatures, check_usable, encode_study, write_data_errors
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.leak_gate import finish_gate, pass_gate_before_encoding
 from vitreous.study.partitions import Partition, feature_set
 from vitreous.study.run_directory import RunDirectory
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -101,16 +102,20 @@ def open_problem(config: StudyConfig, search: Search, folder: Path) -> SearchPro
     if search.is_on_pixels:
         _check_models(config, search, opened)
     names = {search.encoder}
-    features = encode_study(
-        config,
-        runtime,
-        data,
-        [opened],
-        frozen=set() if search.is_on_pixels else names,
-        on_pixels=names if search.is_on_pixels else (),
-    )
+    gate = pass_gate_before_encoding(config, data, [opened], runtime.workers)
+    with gate.loader() as load_input:
+        features = encode_study(
+            config,
+            runtime,
+            data,
+            [opened],
+            frozen=set() if search.is_on_pixels else names,
+            on_pixels=names if search.is_on_pixels else (),
+            load_input=load_input,
+        )
     write_data_errors(folder / "data_errors.csv", features.quarantined)
     check_usable(config, features, len(data.cohort.samples))
+    finish_gate(gate, features, [opened], runtime.workers)
     problem = SearchProblem(config, search, runtime, folder, data, opened, features, _rounds(search, data, features))
     _check_rounds(problem)
     return problem
