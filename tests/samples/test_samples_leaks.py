@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from vitreous.samples.leak_columns import DETERMINES, SURELY, _lower_bound, find_telling_columns, predict_from_column
+from vitreous.samples.leak_columns import (
+    DETERMINES,
+    SURELY,
+    _lower_bound,
+    find_ordered_ids,
+    find_telling_columns,
+    predict_from_column,
+)
 from vitreous.samples.leak_names import find_fellow_eyes, find_label_in_path, find_same_recordings
 
 CLASSES = ("healthy", "diseased")
@@ -106,7 +113,9 @@ def test_columns_that_determine_the_label() -> None:
     dates = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 300, 60) + 400 * y_N, unit="D")
     assert codes(dates.strftime("%Y-%m-%d").tolist(), y_N) == ["order_tells_label"]
     assert codes(dates.strftime("%d.%m.%Y").tolist(), y_N) == ["order_tells_label"]
-    assert codes(["x"] * 60, np.sort(y_N), [f"p{n:03d}" for n in range(60)]) == ["ids_in_order_of_label"]
+    [ordered] = find_ordered_ids(frame([f"p{n:03d}" for n in range(60)]), np.sort(y_N), 2)
+    assert (ordered.code, ordered.refuses) == ("ids_in_order_of_label", False)
+    assert list(find_ordered_ids(frame([f"p{n:03d}" for n in range(60)]), y_N, 2)) == []
 
 
 def test_columns_that_do_not() -> None:

@@ -31,18 +31,13 @@ class SightingStore:
 
     Args:
         root: folder of the feature store; sightings lie under ``seen``.
-        decoder: version of the decoder.
-        declared: axes and spacing the study states for files that do not say.
+        space: what decides how a file is decoded: modality, version of the decoder, axes and spacing that the study
+            states for files that do not say.
     """
 
-    def __init__(self, root: Path, *, decoder: int, declared: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, space: Mapping[str, Any]) -> None:
         self.root = root
-        self.space = {
-            "schema_version": SCHEMA_VERSION,
-            "sighting": SIGHTING_VERSION,
-            "decoder": decoder,
-            "declared": dict(declared),
-        }
+        self.space = {**space, "schema_version": SCHEMA_VERSION, "sighting": SIGHTING_VERSION}
         self.folder = root / "seen" / fingerprint(self.space)
 
     def read(self, file_ids: Iterable[str]) -> dict[str, Sighting]:

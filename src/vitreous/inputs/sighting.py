@@ -4,18 +4,22 @@ Axes: D slice, H row, W column, B bit.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vitreous.inputs.clip import Clip
 from vitreous.inputs.image import Image
 from vitreous.inputs.near_duplicates import digest_pixels, hash_picture
 from vitreous.inputs.prepare import Decoded, describe_decoded
+from vitreous.inputs.volume import Volume
 
 SIGHTING_VERSION = 1  # raised when digest, hash or statistics of the same file change
+MOST_FRAMES = 64  # of a clip
+_AT_A_TIME = 16  # frames in memory
 _FEWEST_VALUES = 16  # of a slice; one with fewer (blank, a mask) may be equal in two patients
 _STEP = 4  # every fourth row and column is enough to count values
 
@@ -27,7 +31,7 @@ class Sighting:
     Args:
         digest: name of the decoded values; empty where the file cannot be used.
         bits_B: perceptual hash; None where there is nothing to hash.
-        slices_D: names of the slices of a volume that show something, in no order.
+        slices_D: names of the slices of a volume, or frames of a clip, that show something, in no order.
         statistics: as of :func:`vitreous.inputs.prepare.describe_decoded`.
         exception, message: why the file cannot be used.
     """
@@ -51,11 +55,24 @@ def sight(decoded: Decoded) -> Sighting:
 
 
 def _name_slices(decoded: Decoded) -> npt.NDArray[np.uint64]:
-    if isinstance(decoded, Image) or len(decoded.voxels_DHW) < 2:
-        return np.zeros(0, np.uint64)
+    """Names of a volume's slices, or of a clip's frames: all of them, of a long clip evenly spaced ones."""
+    match decoded:
+        case Image():
+            slices: Iterable[npt.NDArray[Any]] = ()
+        case Clip():
+            slices = _frames_of(decoded)
+        case Volume():
+            slices = decoded.voxels_DHW if len(decoded.voxels_DHW) > 1 else ()
     names = {
-        int.from_bytes(hashlib.blake2b(np.ascontiguousarray(slice_HW).data, digest_size=8).digest(), "little")
-        for slice_HW in decoded.voxels_DHW
-        if len(np.unique(slice_HW[::_STEP, ::_STEP])) >= _FEWEST_VALUES
+        int.from_bytes(hashlib.blake2b(np.ascontiguousarray(one).data, digest_size=8).digest(), "little")
+        for one in slices
+        if len(np.unique(one[::_STEP, ::_STEP])) >= _FEWEST_VALUES
     }
     return np.array(sorted(names), dtype=np.uint64)
+
+
+def _frames_of(clip: Clip) -> Iterator[npt.NDArray[Any]]:
+    wanted = np.unique(np.linspace(clip.start, clip.stop - 1, min(MOST_FRAMES, clip.num_frames)).astype(int)).tolist()
+    for start in range(0, len(wanted), _AT_A_TIME):
+        yield from clip.read(wanted[start : start + _AT_A_TIME])
+        clip.forget()

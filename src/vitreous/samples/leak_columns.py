@@ -28,6 +28,7 @@ NUM_FOLDS = 5
 FEWEST_OF_A_CLASS = 5  # patients; fewer say nothing
 _DATES = ("%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 _ERROR = 0.025
+_MOST_DIGITS = 15  # more do not fit into a float64
 Kind = Literal["category", "number", "date"]
 
 
@@ -50,7 +51,7 @@ class ColumnPrediction:
 def find_telling_columns(
     samples: pd.DataFrame, y_N: IntArray, classes: Sequence[str], columns: Sequence[str]
 ) -> Iterator[Leak]:
-    """Leaks and warnings about each column, and about the order of the patients' ids.
+    """Leaks and warnings about each column.
 
     Args:
         y_N: class index of each sample; below 0 where it may not be seen.
@@ -82,7 +83,6 @@ def find_telling_columns(
             title = f"The column {column!r} tells much of the label: what reads it from the input does so too."
             remedy = f"Compare with the floor `columns`, and look at results by {column}."
             yield Leak("column_tells_label", False, title, remedy, (), evidence)
-    yield from _find_ordered_ids(samples[known], y_N[known], patients, len(classes))
 
 
 def predict_from_column(
@@ -179,19 +179,23 @@ def _table_of(cells: pd.Series, y_N: IntArray, patient_id_N: npt.NDArray[np.str_
     ]
 
 
-def _find_ordered_ids(
-    samples: pd.DataFrame, y_N: IntArray, patient_id_N: npt.NDArray[np.str_], num_classes: int
-) -> Iterator[Leak]:
-    numbers = samples["patient_id"].str.extract(r"(\d+)\D*$", expand=False)
-    if numbers.isna().any() or numbers.str.len().max() > 15 or numbers.nunique() <= NUM_FOLDS:
+def find_ordered_ids(samples: pd.DataFrame, y_N: IntArray, num_classes: int) -> Iterator[Leak]:
+    """A warning where the numbers in the patients' ids tell the label.
+
+    Args:
+        y_N: class index of each sample; below 0 where it may not be seen.
+    """
+    known = y_N >= 0
+    numbers = samples["patient_id"][known].str.extract(r"(\d+)\D*$", expand=False)
+    if numbers.isna().any() or numbers.nunique() <= NUM_FOLDS or numbers.str.len().max() > _MOST_DIGITS:
         return
-    found = predict_from_column(numbers, y_N, patient_id_N, num_classes)
+    found = predict_from_column(numbers, y_N[known], samples["patient_id"].to_numpy(np.str_)[known], num_classes)
     if found is not None and found.balanced_accuracy >= DETERMINES and found.low >= SURELY:
         yield Leak(
             "ids_in_order_of_label",
             False,
             "The numbers in the ids tell the label: the classes were collected one after another.",
-            "Check that site, device and protocol did not change in between; accept nothing, no encoder reads ids.",
+            "Check that site, device and protocol did not change in between; no encoder reads ids.",
             (),
             f"balanced accuracy {found.balanced_accuracy:.3f} of thresholds on the number",
         )

@@ -83,7 +83,9 @@ def load_participants(
     problems = Problems(read.name)
     further = [column for column in columns if column not in domains]
     shown = [*domains, *further]
-    people = _read_people(read, label, agreement, classes, split, patient, where or {}, shown, problems, accepts_spelling)
+    people = _read_people(
+        read, label, agreement, classes, split, patient, where or {}, shown, problems, accepts_spelling
+    )
     if manifest is not None:
         source = read_table(manifest, manifest_name)
         files = files_of_manifest(source, patient, listing)

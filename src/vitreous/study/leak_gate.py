@@ -15,7 +15,8 @@ import pandas as pd
 from vitreous.config.study import StudyConfig
 from vitreous.core.files import write_json
 from vitreous.core.finding import Finding
-from vitreous.core.input_spec import FixedMeanStd, ImageSpec, item_noun
+from vitreous.core.input_spec import FixedMeanStd, PictureSpec, item_noun
+from vitreous.core.label_sets import name_label_set
 from vitreous.core.leak import Leak, refuse_leaks
 from vitreous.core.progress import Advance, no_progress, progress_bar
 from vitreous.features.encode import Request, files_in_use
@@ -27,6 +28,7 @@ from vitreous.inputs.leaks import StatedScaler, find_scaler_of_test, find_shared
 from vitreous.inputs.near_duplicates import MAX_DISTANCE
 from vitreous.inputs.prepare import Decoded
 from vitreous.inputs.sighting import Sighting, sight
+from vitreous.inputs.video import VIDEO_DECODER_VERSION
 from vitreous.inputs.volume import DECODER_VERSION
 from vitreous.samples.leaks import find_table_leaks
 from vitreous.storage.locks import exclusive
@@ -144,8 +146,9 @@ def finish_gate(gate: LeakGate, features: "StudyFeatures", encoders: Sequence[Op
 
 def sighting_store(config: StudyConfig, data: OpenedData) -> SightingStore:
     """Where sightings of this study's files lie."""
-    decoder = IMAGE_DECODER_VERSION if data.modality == "image" else DECODER_VERSION
-    return SightingStore(Path(config.store).expanduser(), decoder=decoder, declared=data.describe_declared())
+    decoders = {"image": IMAGE_DECODER_VERSION, "clip": VIDEO_DECODER_VERSION, "volume": DECODER_VERSION}
+    space = {"modality": data.modality, "decoder": decoders[data.modality], **data.describe_declared()}
+    return SightingStore(Path(config.store).expanduser(), space)
 
 
 def look_at_files(
@@ -227,7 +230,8 @@ def pixel_leaks(
     seen = [one for one in by_sample if one is not None and one.is_usable]
     usable = samples[is_usable].reset_index(drop=True)
     known = labels_that_may_be_seen(config, data)[is_usable]
-    classes = ["" if y < 0 else data.cohort.classes[y] for y in known]
+    cohort = data.cohort
+    classes = ["" if y < 0 else name_label_set(int(y), cohort.classes, cohort.task) for y in known]
     pairs = find_duplicate_pairs(usable, seen, classes, max_distance)
     pairs = pairs[~_is_one_file(pairs, usable)].reset_index(drop=True)  # the table stage has judged these
     shared = find_shared_pixels(
@@ -257,7 +261,7 @@ def _stated_scalers(encoders: Sequence[OpenedEncoder]) -> list[StatedScaler]:
     scalers = []
     for opened in encoders:
         spec = opened.encoder.spec
-        if isinstance(spec, ImageSpec):
+        if isinstance(spec, PictureSpec):
             if "mean" in opened.overridden:
                 scalers.append(StatedScaler(opened.name, spec.mean, spec.std))
         elif isinstance(spec.normalisation, FixedMeanStd) and "normalisation" in opened.overridden:
