@@ -241,3 +241,34 @@ def test_recipes_on_pixels_train_labels_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ordinal is for classes that are grades") as caught:
         validate_study(wrong, where="test")
     assert "recipes.lora.monitor: 'accuracy'" in str(caught.value)
+
+
+def test_an_ensemble_averages_rows_and_says_what_it_cannot_do(tmp_path: Path) -> None:
+    root = write_images(tmp_path)
+    recipes = {name: values(root)["recipes"][name] for name in ("linear", "logistic")}
+    members = ["tiny/linear", "tiny/logistic"]
+    ensembles = {"mean": {"members": members}, "greedy": {"members": members, "choose": "greedy"}}
+    study = values(root, recipes=recipes, floors=["majority"], ensembles=ensembles)
+    result = run_study(validate_study(study, where="test"))
+    run = root / "runs" / "labels"
+    rows = result.leaderboard.set_index(["encoder", "recipe"])
+    for seed in (0, 1):
+        parts = [
+            Predictions.read(run / "tiny" / recipe / f"seed{k}" / "test_preds.parquet", LABELS)
+            for recipe, k in (("linear", seed), ("logistic", 0))
+        ]
+        joint = Predictions.read(run / "ensemble" / "mean" / f"seed{seed}" / "test_preds.parquet", LABELS)
+        np.testing.assert_allclose(joint.probs_NC, np.mean([part.probs_NC for part in parts], axis=0), rtol=1e-9)
+    selection = pd.read_csv(run / "ensemble" / "greedy" / "grid.csv")
+    single = [rows.loc[("tiny", recipe), "val_map"] for recipe in recipes]
+    assert rows.loc[("ensemble", "greedy"), "val_map"] >= max(single) - 1e-9
+    assert (selection[members].sum(axis=1) >= 1).all()
+    assert len((run / "ledger.jsonl").read_text().splitlines()) == 1
+    before = contents(run, "*.parquet", "leaderboard.csv")
+    run_study(validate_study(study, where="test"))
+    assert contents(run, "*.parquet", "leaderboard.csv") == before
+
+    with pytest.raises(UserError, match=r"has none of its own; take those: tiny/linear, tiny/logistic"):
+        predict_files(run / "ensemble" / "mean" / "seed0", [str(root / "images")], root / "out.parquet")
+    with pytest.raises(ConfigError, match=r"'tiny/lora' is no row encoder/recipe of this study; its rows are tiny/lin"):
+        validate_study({**study, "ensembles": {"mean": {"members": ["tiny/linear", "tiny/lora"]}}}, where="test")

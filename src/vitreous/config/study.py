@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from vitreous.config.data import Data
+from vitreous.config.ensembles import Ensemble, ensemble_problems
 from vitreous.config.losses import loss_problem
 from vitreous.config.metrics import METRICS_OF, MetricName
 from vitreous.config.model import Frozen
@@ -207,6 +208,7 @@ class StudyConfig(Frozen):
     data: Data
     encoders: Annotated[dict[Name, EncoderConfig], Field(min_length=1)]
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     floors: tuple[Floor, ...] = ("majority", "shuffled", "untrained", "pixels", "columns")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     folds: Folds | None = None
@@ -231,6 +233,8 @@ class StudyConfig(Frozen):
         values: dict[str, Any] = dump(self)
         if self.search is None:
             values.pop("search", None)
+        if not self.ensembles:
+            values.pop("ensembles", None)
         if self.folds is not None:
             values["data"].pop("split", None)
         return values
@@ -260,6 +264,7 @@ class StudyConfig(Frozen):
             for name in self.encoders
             if name in _FOLDERS
         ]
+        problems += ensemble_problems(self.ensembles, dict(self.encoders), dict(self.recipes))
         problems += [
             f"recipes.{name}: fold and seed names are taken"
             for name in self.recipes

@@ -33,6 +33,7 @@ from vitreous.recipes.probe_grid import FeatureSet, FittedProbe, ProbeMember, Pr
 from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logistic_sweep
 from vitreous.recipes.selection import Selection, select_member
 from vitreous.study.adapt_pixels import PixelRun, adapt_on_pixels
+from vitreous.study.ensembles import adapt_ensembles
 from vitreous.study.floors import row_features
 from vitreous.study.grid_choice import (
     FittedGrid,
@@ -59,7 +60,7 @@ def adapt_all(
     models: Mapping[str, Mapping[str, Any]],
     columns: Sequence[str],
 ) -> None:
-    """Fit whatever is not finished yet: rows on features first, since they cost seconds.
+    """Fit whatever is not finished yet: rows on features first, since they cost seconds; ensembles of rows last.
 
     Test labels are not read, and neither is the luck of any member on test.
 
@@ -68,7 +69,7 @@ def adapt_all(
         models: per encoder, what its ``model.json`` says of it.
         columns: of the table, for the floor `columns`.
     """
-    on_features = [row for row in rows if not is_on_pixels(row.recipe)]
+    on_features = [row for row in rows if not is_on_pixels(row.recipe) and row.ensemble is None]
     with progress_bar("Adapting", len(on_features)) as advance:
         for row in on_features:
             matrices = [row_features(row, partition, run.features, columns) for partition in partitions]
@@ -78,6 +79,7 @@ def adapt_all(
         for partition in partitions:
             if isinstance(row.recipe, PixelRecipe):
                 adapt_on_pixels(run, row, row.recipe, partition, models[row.encoder])
+    adapt_ensembles(run.config, run.directory, rows, partitions)
 
 
 def _describe_model(row: Row, models: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from vitreous.evidence.task_scores import co_occurrence, score_rows, true_co_occ
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.reports.figures import confusion_matrix_svg
 from vitreous.study.encode import StudyFeatures
+from vitreous.study.ensembles import average_test_logits, member_folders
 from vitreous.study.floors import row_features
 from vitreous.study.heads import hash_model, read_model, read_tensors, read_test_logits
 from vitreous.study.ledger import Ledger
@@ -53,14 +54,20 @@ def evaluate_all(
         choices=choices,
     )
     samples = features.samples
-    for (row, partition, _), folder in zip(units, folders, strict=True):
+    # an ensemble averages what its members predict, so that it comes after them
+    order = sorted(zip(units, folders, strict=True), key=lambda unit: unit[0][0].ensemble is not None)
+    for (row, partition, seed), folder in order:
         test_rows = partition.rows("test")
         ids = samples["sample_id"].to_numpy(np.str_)[test_rows]
         test = Predictions(
             ids,
             samples["patient_id"].to_numpy(np.str_)[test_rows],
             np.array([labels[name] for name in ids], dtype=np.int64),
-            _test_logits(row, partition, folder, features, columns, ids.tolist(), config.data.classes),
+            average_test_logits(
+                folder, member_folders(directory, rows, row.ensemble, seed, partition.fold), config.data.classes
+            )
+            if row.ensemble is not None
+            else _test_logits(row, partition, folder, features, columns, ids.tolist(), config.data.classes),
             config.data.classes,
             task=config.data.task,
         )

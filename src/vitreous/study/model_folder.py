@@ -100,6 +100,11 @@ def open_model_folder(path: Path, *, checkpoint: str | None = None, device: Devi
             f"{path}: model.json has schema_version {facts['schema_version']}; this version of Vitreous reads "
             f"{SCHEMA_VERSION}. Use the version that wrote it."
         )
+    if "ensemble" in facts:
+        members = ", ".join(name for name, count in facts["ensemble"].items() if count)
+        raise UserError(
+            f"{path}: an ensemble averages the models of other rows and has none of its own; take those: {members}."
+        )
     if "encoder" not in facts:
         floor = facts.get("floor", "majority")
         why = "learned from shuffled labels" if floor == "shuffled" else "reads no file"

@@ -290,6 +290,9 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
             f"{_size(max(row.prefix_bytes for row in plan.on_pixels))} at a time, removed after each stage.",
             highlight=False,
         )
+    for name, ensemble in config.ensembles.items():
+        chosen = "" if ensemble.choose == "all" else ", chosen on val"
+        console.print(f"Ensemble {name}: mean probability of {', '.join(ensemble.members)}{chosen}.", highlight=False)
     seconds = sum(encoder.seconds for encoder in plan.encoders)
     console.print(
         f"Encoding about {_duration(seconds)} on {plan.runtime.device} in {plan.runtime.precision}, estimated "

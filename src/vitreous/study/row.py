@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vitreous.config.ensembles import Ensemble
 from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import LinearProbe, LogisticRegression, MlpProbe, ProbeGrid
 from vitreous.config.recipes import Recipe
@@ -14,6 +15,7 @@ MAJORITY = "majority"
 SHUFFLED = "shuffled"
 PIXELS = "pixels"
 COLUMNS = "columns"
+ENSEMBLE = "ensemble"
 # of the floors `untrained` and `shuffled` where the study itself has no recipe on features
 FLOOR_PROBE = LinearProbe(kind="linear_probe", grid=ProbeGrid(lr=(1e-4, 1e-3, 1e-2)))
 PIXELS_PROBE = LogisticRegression(
@@ -31,6 +33,7 @@ class Row:
         features_of: the encoder whose features or prepared inputs it reads; None for the floors `majority` and
             `columns`, which read none.
         notes: plain sentences to print with the row.
+        ensemble: of a row that averages others; it has no recipe.
     """
 
     encoder: str
@@ -39,6 +42,7 @@ class Row:
     seeds: tuple[int, ...]
     features_of: str | None
     notes: tuple[str, ...] = ()
+    ensemble: Ensemble | None = None
 
     @property
     def floor(self) -> str | None:
@@ -53,11 +57,11 @@ class Row:
     @property
     def is_seeded(self) -> bool:
         """Whether chance plays a part; L-BFGS and neighbours give the same for every seed and are run once."""
-        return self.is_shuffled or isinstance(self.recipe, LinearProbe | MlpProbe | PixelRecipe)
+        return self.is_shuffled or _is_seeded(self.recipe)
 
 
 def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder], columns: Sequence[str]) -> list[Row]:
-    """Every encoder with every recipe, then the floors without an encoder.
+    """Every encoder with every recipe, then ensembles of them, then the floors without an encoder.
 
     Random weights that serve as a floor are probed, not trained: with the study's recipes on features, or where it has
     none with one linear probe.
@@ -74,6 +78,7 @@ def rows_of(config: StudyConfig, encoders: Sequence[OpenedEncoder], columns: Seq
         elif opened.name not in config.encoders:
             recipes = on_features(config)
         rows += [_row(config, opened.name, name, recipe, opened.name) for name, recipe in recipes.items()]
+    rows += [_ensemble_row(config, name, ensemble) for name, ensemble in config.ensembles.items()]
     if SHUFFLED in config.floors:
         rows.append(_shuffled_row(config))
     if COLUMNS in config.floors and columns:
@@ -97,6 +102,14 @@ def _shuffled_row(config: StudyConfig) -> Row:
     return _row(config, FLOOR, SHUFFLED, recipe, encoder, (note,))
 
 
+def _ensemble_row(config: StudyConfig, name: str, ensemble: Ensemble) -> Row:
+    chosen = "" if ensemble.choose == "all" else ", chosen on val"
+    note = f"mean probability of {', '.join(ensemble.members)}{chosen}"
+    members = [config.recipes[member.split("/")[1]] for member in ensemble.members]
+    seeds = config.seeds if any(_is_seeded(recipe) for recipe in members) else config.seeds[:1]
+    return Row(ENSEMBLE, name, None, seeds, None, (note,), ensemble)
+
+
 def _row(
     config: StudyConfig,
     encoder: str,
@@ -107,6 +120,10 @@ def _row(
 ) -> Row:
     row = Row(encoder, recipe_name, recipe, config.seeds, features_of, notes)
     return row if row.is_seeded else Row(encoder, recipe_name, recipe, config.seeds[:1], features_of, notes)
+
+
+def _is_seeded(recipe: Recipe | None) -> bool:
+    return isinstance(recipe, LinearProbe | MlpProbe | PixelRecipe)
 
 
 def is_on_pixels(recipe: Recipe | None) -> bool:

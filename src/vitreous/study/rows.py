@@ -79,6 +79,8 @@ def write_rows(
 
 def _is_floor(row: Row, by_name: Mapping[str, OpenedEncoder]) -> bool:
     """Rows that look at no encoder, and random weights that stay as they are; trained ones are a result."""
+    if row.ensemble is not None:
+        return False
     return row.encoder not in by_name or (by_name[row.encoder].is_floor and not is_on_pixels(row.recipe))
 
 

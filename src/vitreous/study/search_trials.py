@@ -92,6 +92,7 @@ def open_problem(config: StudyConfig, search: Search, folder: Path) -> SearchPro
         update={
             "encoders": {search.encoder: config.encoders[search.encoder]},
             "recipes": {search.recipe_name: search.recipe},
+            "ensembles": {},
             "floors": (),
         }
     )

@@ -42,6 +42,7 @@ from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.heads import hash_model, read_model, read_tensors
 from vitreous.study.ledger import Ledger
 from vitreous.study.provenance import cohort_fingerprint
+from vitreous.study.row import ENSEMBLE
 from vitreous.study.rows import KeptRow, read_kept_rows
 from vitreous.study.run_directory import RunDirectory, differing_keys, flatten_keys, kept_study
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -85,7 +86,8 @@ def run_transfer(
         run_dir: of the run.
         on: ``NAME:TABLE:FILES`` or ``NAME:STUDY.yaml`` each.
         options: of all of them.
-        rows: ``encoder/recipe`` each; all rows that are no floor, and the majority floor, if left out.
+        rows: ``encoder/recipe`` each; all rows that are no floor and no ensemble, and the majority floor, if left
+            out.
         ordered: the classes are grades; adds the quadratic weighted kappa.
         fit_share: of the target's patients, to fit a temperature on; in (0, 1).
         console: where progress is told; the error stream if left out.
@@ -130,7 +132,7 @@ def run_transfer(
 def _choose_rows(kept: Sequence[KeptRow], wanted: Sequence[str], run_dir: Path) -> list[KeptRow]:
     names = {f"{row.encoder}/{row.recipe}": row for row in kept}
     if not wanted:
-        chosen = [row for row in kept if not row.is_floor or row.is_constant]
+        chosen = [row for row in kept if (not row.is_floor and row.encoder != ENSEMBLE) or row.is_constant]
         if all(row.is_constant for row in chosen):
             raise UserError(f"{run_dir}: every row is a floor; name those to transfer with --rows: {', '.join(names)}.")
         return chosen
@@ -143,7 +145,10 @@ def _choose_rows(kept: Sequence[KeptRow], wanted: Sequence[str], run_dir: Path) 
     if unread := [
         name for name, row in names.items() if name in asked and row.features_of is None and not row.is_constant
     ]:
-        raise UserError(f"--rows: {', '.join(unread)} reads columns of the run's own table, not files; leave it out.")
+        raise UserError(
+            f"--rows: {', '.join(unread)} reads no files (a floor on the run's own columns, or an ensemble of other "
+            "rows); leave it out."
+        )
     chosen = [row for name, row in names.items() if name in asked]
     if all(row.is_constant for row in chosen):
         raise UserError("--rows names no row with an encoder; the majority floor alone has nothing to transfer.")
