@@ -174,6 +174,24 @@ class Leaks(Frozen):
         return codes
 
 
+class FewShot(Frozen):
+    """How much training patients matter: heads on features trained once more on a few patients of each class.
+
+    `few_shot: [5, 10, 25]` is short for `{patients: [5, 10, 25]}`.
+    """
+
+    patients: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    draws: Annotated[int, Field(ge=1, le=100)] = 5
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("patients")
+    @classmethod
+    def _rising(cls, patients: tuple[int, ...]) -> tuple[int, ...]:
+        if list(patients) != sorted(set(patients)):
+            raise ValueError(f"give each number once, rising; got {list(patients)}")
+        return patients
+
+
 class Intervals(Frozen):
     """The patient-clustered bootstrap."""
 
@@ -212,6 +230,7 @@ class StudyConfig(Frozen):
     floors: tuple[Floor, ...] = ("majority", "shuffled", "untrained", "pixels", "columns")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     folds: Folds | None = None
+    few_shot: FewShot | None = None
     metric: MetricName = "balanced_accuracy"
     features: Features = Features()
     intervals: Intervals = Intervals()
@@ -248,6 +267,11 @@ class StudyConfig(Frozen):
         if isinstance(label, list | tuple) and "metric" not in values:
             return {**values, "metric": METRICS_OF["multi_label"][0]}
         return values
+
+    @field_validator("few_shot", mode="before")
+    @classmethod
+    def _patients_alone(cls, value: Any) -> Any:
+        return {"patients": value} if isinstance(value, list | tuple) else value
 
     @field_validator("seeds", "floors")
     @classmethod
@@ -296,6 +320,8 @@ class StudyConfig(Frozen):
                 "folds.nested: no recipe has more than one setting to choose between, so nesting would change nothing; "
                 "leave it out, or give a recipe a grid"
             )
+        if self.few_shot is not None and not any(hasattr(recipe, "num_settings") for recipe in self.recipes.values()):
+            problems.append("few_shot: trains heads on features, and every recipe here trains on pixels; leave it out")
         if self.folds is not None and "split" in self.data.model_fields_set:
             problems.append("folds and data.split both say who is in test; leave one of them out")
         if self.folds is not None and self.data.kind == "npz":

@@ -163,7 +163,7 @@ def _fit_grid(run: PixelRun, row: Row, partition: Partition, matrix_ND: npt.NDAr
     )
     val_ids = samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
     fitted = fit_row(row, train, val, len(config.data.classes), run.runtime.device)
-    return FittedGrid(fitted, [_predict(one, val, val_ids, config.data.classes) for one in fitted])
+    return FittedGrid(fitted, [predict_val(one, val, val_ids, config.data.classes) for one in fitted])
 
 
 def _choose(
@@ -277,9 +277,10 @@ def loss_settings(probe: LinearProbe | MlpProbe) -> LossSettings:
     assert_never(probe.loss)
 
 
-def _predict(
+def predict_val(
     one: FittedProbe | FittedReference, val: FeatureSet, val_ids: npt.NDArray[np.str_], classes: tuple[str, ...]
 ) -> Predictions | None:
+    """Predictions of the val samples; None of a member that diverged."""
     if one.diverged_epoch is not None:
         return None
     return Predictions(val_ids, val.patient_id_N, val.y_N, one.predict_logits(val.features_ND), classes, task=val.task)

@@ -21,6 +21,7 @@ from vitreous.recipes.probe_logits import probe_logits
 from vitreous.reports.figures import confusion_matrix_svg
 from vitreous.study.encode import StudyFeatures
 from vitreous.study.ensembles import average_test_logits, member_folders
+from vitreous.study.few_shot import few_shot_rows, hash_few_shot
 from vitreous.study.floors import row_features
 from vitreous.study.heads import hash_model, read_model, read_tensors, read_test_logits
 from vitreous.study.ledger import Ledger
@@ -47,6 +48,7 @@ def evaluate_all(
     units = [(row, partition, seed) for row in rows for partition in partitions for seed in row.seeds]
     folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
     choices = {str(folder.relative_to(directory.root)): hash_model(folder) for folder in folders}
+    choices |= hash_few_shot(directory, few_shot_rows(config, rows), partitions)
     labels = Ledger(directory.ledger).open_test_labels(
         [partition.cohort for partition in partitions],
         features.samples["sample_id"].tolist(),

@@ -24,14 +24,15 @@ from vitreous.study.adapt import grid_members, probe_settings
 from vitreous.study.adapt_pixels import check_pixel_recipes, check_pixel_rows
 from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
-from vitreous.study.encode import feature_store
+from vitreous.study.encode import feature_store, feature_width
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.few_shot import check_few_shot, few_shot_rows
 from vitreous.study.floors import plan_floors
-from vitreous.study.grid_choice import is_nested
+from vitreous.study.grid_choice import count_settings, is_nested
 from vitreous.study.leak_gate import LeakGate
 from vitreous.study.partitions import make_partitions
 from vitreous.study.pixel_cost import PixelPlan, plan_pixel_rows
-from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
+from vitreous.study.row import Row, encoders_on_pixels, frozen_encoders, rows_of
 from vitreous.study.runtime import Runtime, resolve_runtime
 
 _LISTED = 10
@@ -77,6 +78,22 @@ class RecipePlan:
 
 
 @dataclass(frozen=True)
+class FewShotPlan:
+    """What the few-shot curves train, over all rows.
+
+    Args:
+        num_heads: members of all grids, draws, numbers of patients and rounds.
+        flops: of those that are counted.
+    """
+
+    num_rows: int
+    num_sizes: int
+    num_draws: int
+    num_heads: int
+    flops: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """A study looked at before it is run.
 
@@ -87,6 +104,7 @@ class Plan:
         num_files, num_bytes: what would be read, at most.
         on_pixels: rows that train on pixels.
         pixel_bytes: of the prepared inputs that these keep, before it is known which files can be used.
+        few_shot: what the curves take, where the study asks for them.
         run_dir: where the run would be.
     """
 
@@ -102,6 +120,7 @@ class Plan:
     recipes: tuple[RecipePlan, ...]
     on_pixels: tuple[PixelPlan, ...]
     pixel_bytes: int
+    few_shot: FewShotPlan | None
     runtime: Runtime
     run_dir: Path
 
@@ -154,6 +173,7 @@ def make_plan(config: StudyConfig) -> Plan:
             )
         ),
         _pixel_bytes(data, [opened for opened in encoders if opened.name in encoders_on_pixels(rows)]),
+        _plan_few_shot(config, data, encoders, rows),
         runtime,
         Path(config.runs).expanduser() / config.name,
     )
@@ -252,6 +272,30 @@ def _plan_recipes(config: StudyConfig, data: OpenedData, encoders: Sequence[Open
     return plans
 
 
+def _plan_few_shot(
+    config: StudyConfig, data: OpenedData, encoders: Sequence[OpenedEncoder], rows: Sequence[Row]
+) -> FewShotPlan | None:
+    if (settings := config.few_shot) is None:
+        return None
+    check_few_shot(config, make_partitions(data.cohort, config.folds))
+    _, num_val, folds = _split_sizes(config, data)
+    widths = {opened.name: feature_width(config, opened.encoder) for opened in encoders}
+    curves, num_heads, flops = few_shot_rows(config, rows), 0, 0
+    each = data.cohort.samples.groupby("patient_id").size().mean()
+    for row in curves:
+        times = settings.draws * folds
+        if not isinstance(row.recipe, LinearProbe | MlpProbe):
+            num_heads += times * len(settings.patients) * count_settings(row.recipe)
+            continue
+        members, how = grid_members(row.recipe, row.seeds[:1]), probe_settings(row.recipe)
+        num_heads += times * len(settings.patients) * len(members)
+        for patients in settings.patients:
+            num_train = max(2, round(patients * len(config.data.classes) * each))
+            size = GridSize(num_train, num_val, widths[row.features_of or ""], len(config.data.classes))
+            flops += times * estimate_probe_flops(members, how, size)
+    return FewShotPlan(len(curves), len(settings.patients), settings.draws, num_heads, flops)
+
+
 def print_plan(study: str, overrides: Sequence[str]) -> None:
     """Show the plan in the terminal."""
     config = load_study(study, overrides)
@@ -293,6 +337,13 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
     for name, ensemble in config.ensembles.items():
         chosen = "" if ensemble.choose == "all" else ", chosen on val"
         console.print(f"Ensemble {name}: mean probability of {', '.join(ensemble.members)}{chosen}.", highlight=False)
+    if plan.few_shot is not None:
+        few = plan.few_shot
+        console.print(
+            f"Few-shot curves of {few.num_rows} rows, {few.num_sizes} numbers of patients, {few.num_draws} draws each: "
+            f"{few.num_heads:,} heads on kept features, {few.flops / 1e9:.3g} GFLOP.",
+            highlight=False,
+        )
     seconds = sum(encoder.seconds for encoder in plan.encoders)
     console.print(
         f"Encoding about {_duration(seconds)} on {plan.runtime.device} in {plan.runtime.precision}, estimated "

@@ -16,6 +16,7 @@ from vitreous.core.input_spec import Modality, item_noun
 from vitreous.core.leak import ACCEPTED
 from vitreous.core.privacy import load_id_key
 from vitreous.reports.comparisons import write_comparisons
+from vitreous.reports.few_shot import write_few_shot
 from vitreous.reports.folds import write_folds
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_leaderboard
 from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
@@ -25,6 +26,7 @@ from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, 
 from vitreous.reports.trackers import TrackerKind, log_run
 from vitreous.study.account import pivot_counts, read_account
 from vitreous.study.domains import read_rounds, write_domain_matrices
+from vitreous.study.few_shot_scores import few_shot_scores
 from vitreous.study.fold_scores import fold_scores
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.leak_gate import read_leaks
@@ -57,7 +59,7 @@ def _build_leaderboard(rows: Sequence[RowPredictions], config: StudyConfig) -> L
 
 def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -> Leaderboard:
     """Write leaderboard.csv, leaderboard.md, comparisons.csv, power.json and report.html; with folds also folds.csv,
-    with rounds by domain their train × test matrix.
+    with few_shot few_shot.csv, with rounds by domain their train × test matrix.
 
     Args:
         tracker: is told too, if given.
@@ -72,6 +74,8 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
     write_power(leaderboard.reach, directory.root)
     if config.folds is not None:
         write_folds(fold_scores(directory, config, read_rows(directory, config)), config.metric, directory.root)
+    if config.few_shot is not None:
+        write_few_shot(few_shot_scores(directory, config, leaderboard), directory.root)
     if (rounds := read_rounds(directory)) is not None:
         write_domain_matrices(directory, config, rounds, read_tests_by_round(directory, config))
     data = _report_data(directory, config, leaderboard)

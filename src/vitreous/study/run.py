@@ -31,6 +31,7 @@ from vitreous.study.encode import (
 )
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.evaluate import evaluate_all
+from vitreous.study.few_shot import adapt_few_shot, check_few_shot
 from vitreous.study.floors import plan_floors
 from vitreous.study.leak_gate import describe_gate, finish_gate, pass_gate_before_encoding
 from vitreous.study.partitions import check_partitions, make_partitions
@@ -88,6 +89,7 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     hashes = {"cohort": cohort_fingerprint(data.cohort)}
     hashes |= {f"encoders.{opened.name}.weights": opened.encoder.weights_hash for opened in encoders}
     provenance = describe_run(config, runtime, data.cohort, hashes)
+    check_few_shot(config, make_partitions(data.cohort, config.folds))
     gate = pass_gate_before_encoding(config, data, encoders, runtime.workers)
     with exclusive(directory.root / ".lock"):  # a second process on the same run waits, then finds it done
         claim(directory, config, provenance)
@@ -116,10 +118,12 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
         write_account(directory, data, features, floors.findings)
         partitions = make_partitions(data.cohort, config.folds, features.samples["sample_id"])
         check_partitions(partitions, config.data.classes)
+        check_few_shot(config, partitions, features.samples["sample_id"].tolist())
         by_name = {opened.name: opened for opened in encoders}
         run = PixelRun(config, runtime, directory, by_name, features, console)
         models = {opened.name: _describe_model(config, runtime, data, opened) for opened in encoders}
         adapt_all(run, rows, partitions, models, floors.columns)
+        adapt_few_shot(run, rows, partitions, models, floors.columns)
         evaluate_all(config, directory, rows, partitions, features, floors.columns)
         write_rounds(directory, config, data.cohort)
         write_rows(directory, rows, encoders, len(partitions) if config.folds else None)

@@ -22,8 +22,12 @@ class RunDirectory:
 
     def unit(self, encoder: str, recipe: str, seed: int, fold: int | None = None) -> Path:
         """Folder of one trained head."""
+        return self.round(encoder, recipe, fold) / f"seed{seed}"
+
+    def round(self, encoder: str, recipe: str, fold: int | None = None) -> Path:
+        """Folder of the heads of one row, or with folds of one round of it."""
         middle = () if fold is None else (f"fold{fold}",)
-        return self.root.joinpath(encoder, recipe, *middle, f"seed{seed}")
+        return self.root.joinpath(encoder, recipe, *middle)
 
     def best_of_grid(self, encoder: str, recipe: str) -> Path:
         """Folder of the val predictions of the setting that is best over all folds."""
