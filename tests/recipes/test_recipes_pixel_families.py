@@ -9,7 +9,7 @@ from pixel_models import adapt, fill
 from torch.nn import functional as F
 
 from vitreous.core.errors import UserError
-from vitreous.core.input_spec import InputSpec
+from vitreous.core.input_spec import ClipSpec, InputSpec, modality_of
 from vitreous.encoders.catalog import build_random_encoder
 from vitreous.recipes.pixel_artefacts import (
     build_pixel_model,
@@ -21,6 +21,8 @@ from vitreous.recipes.pixel_model import PixelModel
 from vitreous.recipes.trainable import parameter_groups, set_trainable
 
 RESNET3D = {"depths": [1, 1, 1, 1], "img_size": [8, 32, 32]}
+VJEPA2 = {"hidden_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3, "crop_size": 32, "frames_per_clip": 4}
+VIDEOMAE = {"hidden_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3, "image_size": 32, "num_frames": 4}
 # family, architecture, input where it is not the family's, LoRA target
 FAMILIES = {
     "timm transformer": ("timm", {"model": "test_vit"}, None, "qkv"),
@@ -28,13 +30,19 @@ FAMILIES = {
     "timm efficient": ("timm", {"model": "test_efficientnet"}, None, "conv_pw"),
     "timm convnext": ("timm", {"model": "test_convnext"}, None, "mlp"),
     "resnet3d": ("resnet3d", RESNET3D, None, "conv1"),
+    "vjepa2": ("vjepa2", VJEPA2, None, "query"),
+    "videomae": ("videomae", VIDEOMAE, None, "value"),
+    "timm on frames": ("timm", {"model": "test_vit"}, ClipSpec(size=(160, 160), frames=2, step=1), "qkv"),
     "litemedsam": ("litemedsam", {"num_slices": 1}, InputSpec(size=(1, 32, 32), channels=3), "qkv"),
 }
 
 
 def build(family: str, seed: int = 0) -> PixelModel:
     name, architecture, spec, _ = FAMILIES[family]
-    encoder = build_random_encoder(name, architecture=architecture, seed=seed, spec=spec, trainable=True)
+    modality = None if spec is None else modality_of(spec)
+    encoder = build_random_encoder(
+        name, architecture=architecture, seed=seed, spec=spec, modality=modality, trainable=True
+    )
     for parameter in encoder.parameters():
         if not parameter.any() and parameter.ndim == 1:
             # untrained residual branches end in a norm of weight 0, behind which nothing has a gradient

@@ -39,8 +39,9 @@ _OF_CHECKPOINTS = ("which", "key_prefix")
 class EncoderConfig(Frozen):
     """One encoder: a family, and a checkpoint, a name at the family's own source, or a random architecture.
 
-    `input` overrides single fields of the InputSpec or ImageSpec that comes with the weights; the report names them.
-    `options` are those of the family, such as `num_slices` of litemedsam.
+    `input` overrides single fields of the InputSpec, ImageSpec or ClipSpec of the weights; the report names them.
+    `options` are those of the family, such as `num_slices` of litemedsam. `layer` is the number of the block, from 1,
+    that features are made of, where it is not the last.
     """
 
     family: str
@@ -51,11 +52,12 @@ class EncoderConfig(Frozen):
     key_prefix: str | None = None
     input: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
+    layer: Annotated[int, Field(gt=0)] | None = None
 
     @model_serializer(mode="wrap")
     def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what says how to read a checkpoint where there is none."""
-        without = {name for name in ("checkpoint", "hub", "random") if getattr(self, name) is None}
+        without = {name for name in ("checkpoint", "hub", "random", "layer") if getattr(self, name) is None}
         without |= set(_OF_CHECKPOINTS) if self.checkpoint is None else set()
         return {name: value for name, value in dump(self).items() if name not in without}
 

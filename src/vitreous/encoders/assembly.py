@@ -13,6 +13,7 @@ from vitreous.core.input_spec import AnySpec, Modality
 from vitreous.core.streams import torch_stream
 from vitreous.encoders.encoder import DTYPES, Backbone, Encoder, Precision, hash_weights
 from vitreous.encoders.family import Architecture, Family
+from vitreous.encoders.frame_by_frame import FrameByFrame
 from vitreous.encoders.receipt import Receipt
 
 
@@ -23,6 +24,7 @@ class Wanted:
     Args:
         family, row: name and row of the catalog.
         options: of the family, with those that the modality decides.
+        layer: number of the block, from 1, that the tokens are made of; None is the last.
     """
 
     family: str
@@ -34,6 +36,7 @@ class Wanted:
     precision: Precision
     device: str | torch.device
     trainable: bool
+    layer: int | None = None
 
 
 def check_wanted(
@@ -46,6 +49,7 @@ def check_wanted(
     precision: Precision,
     device: str | torch.device,
     trainable: bool,
+    layer: int | None = None,
 ) -> Wanted:
     """The request, or the reason why it cannot be met.
 
@@ -68,7 +72,9 @@ def check_wanted(
         raise ConfigError("give either a whole InputSpec or single fields of it, not both.")
     if trainable and precision != "fp32":
         raise ConfigError(f"a trainable encoder keeps its weights in fp32 (training autocasts); got {precision}.")
-    return Wanted(family, row, taken_modality, {**options, **fixed}, spec, spec_override, precision, device, trainable)
+    return Wanted(
+        family, row, taken_modality, {**options, **fixed}, spec, spec_override, precision, device, trainable, layer
+    )
 
 
 def initialise(row: Family, architecture: Architecture, seed: int) -> nn.Module:
@@ -93,11 +99,16 @@ def assemble(backbone: nn.Module, architecture: Architecture, wanted: Wanted, fa
     used_spec = _spec_in_force(wanted, own_spec)
     values = architecture.model_dump(mode="json")
     weights_hash = hash_weights(wanted.family, values, backbone.state_dict())
-    prepared = cast(Backbone, backbone)
+    if wanted.layer is not None:
+        _truncate(backbone, wanted.layer, wanted.family)
     size, positions = used_spec.size_DHW, None
+    is_by_frame = wanted.modality == "clip" and wanted.row.frame_by_frame
     try:
         if wanted.row.set_input_size is not None:
-            positions = wanted.row.set_input_size(backbone, size)
+            positions = wanted.row.set_input_size(backbone, (1, *size[1:]) if is_by_frame else size)
+        if is_by_frame:
+            backbone = FrameByFrame(backbone)
+        prepared = cast(Backbone, backbone)
         grid = prepared.grid_of(size)
     except ValueError as error:
         raise ConfigError(f"input of family {wanted.family}: {error}.") from error
@@ -109,6 +120,7 @@ def assemble(backbone: nn.Module, architecture: Architecture, wanted: Wanted, fa
         spec=used_spec.model_dump(mode="json"),
         spec_override=own_spec.model_dump(mode="json") if used_spec != own_spec else None,
         positions=positions,
+        layer=wanted.layer,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         **facts,
     )
@@ -125,8 +137,29 @@ def assemble(backbone: nn.Module, architecture: Architecture, wanted: Wanted, fa
         architecture=values,
         weights_hash=weights_hash,
         precision=wanted.precision,
+        layer=wanted.layer,
     )
     return encoder.eval().requires_grad_(wanted.trainable).to(wanted.device)
+
+
+def _truncate(backbone: nn.Module, layer: int, family: str) -> None:
+    """Leave out what lies after block number `layer`.
+
+    Raises:
+        ConfigError: there is no such block, or the end of the encoder fits the last block alone.
+    """
+    num_blocks = cast(Backbone, backbone).num_blocks
+    if not 1 <= layer <= num_blocks:
+        has = f"blocks 1…{num_blocks}" if num_blocks else "no blocks"
+        raise ConfigError(f"layer: this {family} encoder has {has}; got {layer}.")
+    if layer == num_blocks:
+        return
+    if not hasattr(backbone, "truncate"):
+        raise ConfigError(
+            f"layer: the blocks of this {family} encoder differ in width and size, and its end fits the last one "
+            f"alone; got {layer} of {num_blocks}. Leave layer out."
+        )
+    cast(Any, backbone).truncate(layer)
 
 
 def _spec_in_force(wanted: Wanted, own: AnySpec) -> AnySpec:

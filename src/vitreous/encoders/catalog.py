@@ -19,9 +19,12 @@ from vitreous.encoders.family_pixels import PIXELS
 from vitreous.encoders.family_resnet3d import RESNET3D
 from vitreous.encoders.family_retfound import RETFOUND
 from vitreous.encoders.family_timm import TIMM
+from vitreous.encoders.family_videomae import VIDEOMAE
 from vitreous.encoders.family_vit3d import VIT3D
+from vitreous.encoders.family_vjepa2 import VJEPA2
 from vitreous.encoders.matching import Selection, check_complete, select_tensors
 from vitreous.storage.files import fetch_file
+from vitreous.storage.location import DEFAULT_S3, S3Options
 from vitreous.storage.staging import DEFAULT_CACHE, StagingCache
 
 FAMILIES: dict[str, Family] = {
@@ -31,6 +34,8 @@ FAMILIES: dict[str, Family] = {
     "timm": TIMM,
     "pixels": PIXELS,
     "retfound": RETFOUND,
+    "vjepa2": VJEPA2,
+    "videomae": VIDEOMAE,
 }
 
 
@@ -46,13 +51,14 @@ def load_encoder(
     precision: Precision = "fp32",
     device: str | torch.device = "cpu",
     trainable: bool = False,
+    layer: int | None = None,
     **family_options: Any,
 ) -> Encoder:
     """Read a checkpoint into an encoder, or refuse it by name.
 
     Args:
         path: a .pt, .pth, .ckpt, .bin or .safetensors file; a path, or at ``s3://`` or ``gs://`` (the endpoint then
-            comes from S3_ENDPOINT_URL).
+            comes from S3_ENDPOINT_URL). Or a local folder in transformers' layout, config.json and safetensors.
         family: a row of `FAMILIES`.
         which: of the two encoders that joint-embedding pretraining leaves in one file.
         key_prefix: what stands in front of the encoder's names, where the usual prefixes do not fit.
@@ -61,6 +67,7 @@ def load_encoder(
         spec_override: replaces single fields of it; the receipt says so.
         precision: of matrix products; tokens are float32 either way.
         trainable: weights take gradients, stay in float32 and keep their batch norms apart; else all is frozen.
+        layer: number of the block, from 1, whose outcome the encoder's end makes tokens of; None is the last.
         family_options: such as `img_size` of vit3d or `model` of timm.
 
     Raises:
@@ -71,8 +78,10 @@ def load_encoder(
     >>> encoder(volumes_BCDHW).tokens_BND.mean(1)  # doctest: +SKIP
     """
     row = _family(family)
-    wanted = check_wanted(family, row, modality, family_options, spec, spec_override, precision, device, trainable)
-    file = read_checkpoint(fetch_file(str(path), cache=StagingCache(Path(DEFAULT_CACHE[0]), DEFAULT_CACHE[1])))
+    wanted = check_wanted(
+        family, row, modality, family_options, spec, spec_override, precision, device, trainable, layer
+    )
+    file = read_checkpoint(fetch_checkpoint(str(path), cache=StagingCache(Path(DEFAULT_CACHE[0]), DEFAULT_CACHE[1])))
     role = _role(file, family, row, which)
     training = {"training state": file.left_aside} if file.left_aside else {}
     return _matched(
@@ -93,6 +102,12 @@ def load_encoder(
     )
 
 
+def fetch_checkpoint(text: str, s3: S3Options = DEFAULT_S3, cache: StagingCache | None = None) -> Path:
+    """The local path of a checkpoint: of a local folder in transformers' layout itself, of a file as `fetch_file`."""
+    folder = Path(text).expanduser()
+    return folder if folder.is_dir() else fetch_file(text, s3, cache)
+
+
 def fetch_encoder(
     name: str,
     family: str,
@@ -103,12 +118,14 @@ def fetch_encoder(
     precision: Precision = "fp32",
     device: str | torch.device = "cpu",
     trainable: bool = False,
+    layer: int | None = None,
     **family_options: Any,
 ) -> Encoder:
     """Published weights by their name at the family's own source, held to the same rules as a file.
 
     Args:
-        name: for timm a name with or without a tag, such as ``vit_small_patch16_224.augreg_in21k_ft_in1k``.
+        name: for timm a name with or without a tag, such as ``vit_small_patch16_224.augreg_in21k_ft_in1k``; for vjepa2
+            and videomae that of a model at the hub of transformers, such as ``facebook/vjepa2-vitl-fpc64-256``.
 
     Raises:
         ConfigError: the family has no such source, or the source no such name.
@@ -120,17 +137,17 @@ def fetch_encoder(
         raise ConfigError(f"family {family} has no source of published weights; {having} has. Give a checkpoint.")
     if "model" in family_options:
         raise ConfigError("`hub` names the model; leave the option model out.")
-    options = {"model": name, **family_options}
-    wanted = check_wanted(family, row, modality, options, spec, spec_override, precision, device, trainable)
+    options = {"model": name, **family_options} if "model" in row.options else family_options
+    wanted = check_wanted(family, row, modality, options, spec, spec_override, precision, device, trainable, layer)
     _checked(row, options, name)
     fetched = row.fetch(name)
     return _matched(
         fetched.tensors,
         fetched.location,
         wanted,
-        role="only",
+        role="only" if "only" in row.prefixes else "context",
         key_prefix=None,
-        config={},
+        config=dict(fetched.config),
         ignored={},
         facts={"origin": f"hub {name}", "path": fetched.location, "file_sha256": None, "container": "", "facts": {}},
     )
@@ -147,6 +164,7 @@ def build_random_encoder(
     precision: Precision = "fp32",
     device: str | torch.device = "cpu",
     trainable: bool = False,
+    layer: int | None = None,
     **family_options: Any,
 ) -> Encoder:
     """An untrained encoder; the same architecture and seed give the same weights.
@@ -159,7 +177,9 @@ def build_random_encoder(
         ConfigError: a field is unknown, missing or out of range, or stated twice differently.
     """
     row = _family(family)
-    wanted = check_wanted(family, row, modality, family_options, spec, spec_override, precision, device, trainable)
+    wanted = check_wanted(
+        family, row, modality, family_options, spec, spec_override, precision, device, trainable, layer
+    )
     try:
         stated = row.architecture(**{**wanted.options, **architecture})
         repeated = row.architecture(**{**architecture, **wanted.options})
@@ -210,7 +230,7 @@ def _matched(
     """Every tensor of the encoder from `stored`, and nothing left over but by rule."""
     row, family = wanted.row, wanted.family
     try:
-        anchor = row.anchor if isinstance(row.anchor, str) else row.anchor(wanted.options)
+        anchor = row.anchor(wanted.options) if callable(row.anchor) else row.anchor
         selection = select_tensors(
             stored,
             where=where,

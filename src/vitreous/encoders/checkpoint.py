@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from vitreous.core.errors import CheckpointError
-from vitreous.core.fingerprints import hash_file
+from vitreous.core.fingerprints import fingerprint, hash_file
 from vitreous.encoders.stand_ins import is_allowed_global, make_stand_in, plain_value
 
 _TENSOR_KEYS = ("model_state_dict", "state_dict", "model", "teacher")
+_NETWORKS = ("encoder", "target_encoder", "predictor")  # side by side, as joint-embedding pretraining leaves them
+_CONFIG_FILE = "config.json"
 _CONFIG_KEYS = ("config", "cfg", "args", "hyper_parameters")
 _MALFORMED = (  # what the weights-only unpickler raises on bytes that are not what they claim
     pickle.UnpicklingError,
@@ -39,7 +41,7 @@ class CheckpointFile:
     """What a checkpoint file holds.
 
     Args:
-        sha256: of the whole file.
+        sha256: of the whole file; of a folder, of its files' names and digests.
         file_format: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
         tensors: the weights by their stored names.
         container: top-level key under which the weights lay; empty where they lie bare.
@@ -59,7 +61,8 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: str | Path) -> CheckpointFile:
-    """Read a .pt, .pth, .ckpt, .bin or .safetensors file; the content decides, not the name.
+    """Read a .pt, .pth, .ckpt, .bin or .safetensors file; the content decides, not the name. Or a folder in
+    transformers' layout: config.json beside one or several .safetensors files.
 
     Globals of a pickled file are listed before anything is built. Those that a config names (omegaconf, argparse,
     pathlib, typing, collections, numpy scalars) become inert stand-ins; any other refuses the file.
@@ -68,9 +71,14 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
         CheckpointError: the file is absent, empty, damaged, of another kind, or names other globals.
     """
     path = Path(path).expanduser()
+    if (path / _CONFIG_FILE).is_file():
+        return _read_folder(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"{path}: the checkpoint {what}. Give the path of one file.")
+        raise CheckpointError(
+            f"{path}: the checkpoint {what}. Give the path of one file, or of a folder with config.json and "
+            "safetensors."
+        )
     with path.open("rb") as file:
         head = file.read(64)
     match _file_format(head):
@@ -141,6 +149,10 @@ def _sort_payload(path: Path, file_format: str, payload: Any) -> CheckpointFile:
         raise CheckpointError(f"{path}: weights lie under {containers}; which is meant? Save one of them alone.")
     container = containers[0] if containers else ""
     tensors = payload[container] if container else payload
+    networks = [] if container or _holds_tensors(payload) else [k for k in _NETWORKS if _holds_tensors(payload.get(k))]
+    if networks:
+        container = ", ".join(networks)
+        tensors = {f"{network}.{name}": value for network in networks for name, value in payload[network].items()}
     if not _holds_tensors(tensors):
         raise CheckpointError(
             f"{path}: no weights found at the top or under {list(_TENSOR_KEYS)}; top-level keys: "
@@ -154,7 +166,7 @@ def _sort_payload(path: Path, file_format: str, payload: Any) -> CheckpointFile:
             config = config or stored
         elif value is None or isinstance(value, bool | int | float | str):
             facts[str(key)] = value
-        elif key != container:
+        elif key != container and key not in networks:
             left_aside.append(str(key))
     return CheckpointFile(
         path, hash_file(path), file_format, _only_tensors(path, tensors), container, config, facts, tuple(left_aside)
@@ -172,6 +184,39 @@ def _only_tensors(path: Path, stored: Mapping[Any, Any]) -> dict[str, torch.Tens
             "under 'state_dict'."
         )
     return {str(name): tensor.detach() for name, tensor in stored.items()}
+
+
+def _read_folder(folder: Path) -> CheckpointFile:
+    """All .safetensors files of a folder as one, with its config.json.
+
+    Raises:
+        CheckpointError: there is none, the config is no object, or two files hold a tensor of one name.
+    """
+    config = _parse_json((folder / _CONFIG_FILE).read_text(encoding="utf-8", errors="replace"))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}: config.json is damaged: it is no JSON object. Copy the folder again.")
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(
+            f"{folder}: has a config.json and no .safetensors file. Save the model anew with save_pretrained."
+        )
+    files = [_read_safetensors(path) for path in paths]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = _parse_json(index.read_text(encoding="utf-8", errors="replace"))
+        named = set(listed["weight_map"].values()) if isinstance(listed, dict) and "weight_map" in listed else set()
+        if absent := sorted(named - {path.name for path in paths}):
+            raise CheckpointError(f"{folder}: the index names {', '.join(absent)}, which is not there. Copy it too.")
+        files = [file for file in files if not named or file.path.name in named]
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        if twice := sorted(set(tensors) & set(file.tensors)):
+            raise CheckpointError(
+                f"{folder}: {len(twice)} tensors lie in several files, such as {twice[0]}. Leave those of one model."
+            )
+        tensors |= file.tensors
+    digest = fingerprint([[file.path.name, file.sha256] for file in files] + [hash_file(folder / _CONFIG_FILE)])
+    return CheckpointFile(folder, digest, "safetensors", tensors, "", config, {}, ())
 
 
 def _read_safetensors(path: Path) -> CheckpointFile:

@@ -85,7 +85,8 @@ class Encoder(nn.Module):
 
     Args:
         architecture: plain values that rebuild the backbone.
-        weights_hash: see :func:`hash_weights`.
+        weights_hash: see :func:`hash_weights`; of all blocks, whatever `layer`.
+        layer: number of the block, from 1, that the tokens are made of; None is the last.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Encoder(nn.Module):
         architecture: dict[str, Any],
         weights_hash: str,
         precision: Precision,
+        layer: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -111,6 +113,7 @@ class Encoder(nn.Module):
         self.architecture = architecture
         self.weights_hash = weights_hash
         self.precision = precision
+        self.layer = layer
 
     def forward(self, x_BCDHW: torch.Tensor) -> Tokens:
         """Encode volumes (or images, as volumes of one slice) that were preprocessed by `self.spec`.

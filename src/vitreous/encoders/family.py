@@ -36,10 +36,11 @@ class Inferred:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Weights from a family's own source, under their names there, and where they lay."""
+    """Weights from a family's own source, under their names there, where they lay, and the config beside them."""
 
     tensors: Mapping[str, torch.Tensor]
     location: str
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 Infer = Callable[[str, Mapping[str, torch.Tensor], Mapping[str, Any], Mapping[str, Any]], Inferred]
@@ -54,7 +55,8 @@ class Family:
         build: architecture → backbone (see `encoder.Backbone`), weights not yet meaningful.
         infer: (file, tensors, stored config, options) → architecture.
         default_specs: for each modality the family takes, what the weights were trained on; the first is the usual one.
-        anchor: name that every encoder of the family has, or how it follows from the options.
+        anchor: name that every encoder of the family has (of several layouts one each), or how it follows from the
+            options.
         prefixes: which encoder → what may stand in front of its names, tried in order.
         rules: which encoder → rule → beginnings of names that the load leaves out.
         options: fields of the architecture that a study may set.
@@ -63,13 +65,14 @@ class Family:
         set_input_size: brings a loaded backbone to another size of input and says what it changed; without it, the
             weights fit what `grid_of` takes.
         fetch: name of a model → its published weights, from the family's own source.
+        frame_by_frame: whether clips go through the backbone frame by frame, as it takes images.
     """
 
     architecture: type[Architecture]
     build: Callable[[Any], nn.Module]
     infer: Infer
     default_specs: Mapping[Modality, Callable[[Any], AnySpec]]
-    anchor: str | Callable[[Mapping[str, Any]], str]
+    anchor: str | tuple[str, ...] | Callable[[Mapping[str, Any]], str]
     prefixes: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, Mapping[str, tuple[str, ...]]]
     options: frozenset[str]
@@ -77,3 +80,4 @@ class Family:
     holder: str = ""
     set_input_size: Callable[[Any, Size3], str | None] | None = None
     fetch: Callable[[str], Fetched] | None = None
+    frame_by_frame: bool = False

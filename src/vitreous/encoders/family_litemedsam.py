@@ -8,6 +8,7 @@ from pydantic import Field
 
 from vitreous.core.input_spec import ImageSpec, InputSpec, PercentileMinMaxGamma
 from vitreous.encoders.family import Architecture, Family, Inferred
+from vitreous.encoders.frame_by_frame import clip_spec_of
 from vitreous.encoders.slices import SLICE_SIZE, SliceTinyViT
 from vitreous.encoders.tiny_vit import TinyViTShape
 
@@ -67,10 +68,14 @@ LITEMEDSAM = Family(
     architecture=LiteMedSAMArchitecture,
     build=_build,
     infer=_infer,
-    default_specs={"volume": _volume_spec, "image": _image_spec},
+    default_specs={
+        "volume": _volume_spec,
+        "image": _image_spec,
+        "clip": lambda architecture: clip_spec_of(_image_spec(architecture)),
+    },
     anchor="patch_embed.seq.0.c.weight",
     prefixes={"only": ("image_encoder.", "")},
     rules={"only": {"mask decoder": ("mask_decoder.",), "prompt encoder": ("prompt_encoder.",)}},
     options=frozenset(LiteMedSAMArchitecture.model_fields),
-    fixed={"image": {"num_slices": 1}},
+    fixed={"image": {"num_slices": 1}, "clip": {"num_slices": 1}},
 )

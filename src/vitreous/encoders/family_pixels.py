@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from vitreous.core.errors import CheckpointError
-from vitreous.core.input_spec import ImageSpec, InputSpec, ZScore
+from vitreous.core.input_spec import ClipSpec, ImageSpec, InputSpec, ZScore
 from vitreous.encoders.encoder import Size3
 from vitreous.encoders.family import Architecture, Family, Inferred
 
@@ -19,10 +19,11 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class PixelsArchitecture(Architecture):
-    """Size of the copy: (D, H, W) voxels of a volume, (H, W) of an image."""
+    """Size of the copy: (D, H, W) voxels of a volume, (H, W) of an image, (T, H, W) of a clip's frames."""
 
     volume_size: tuple[Positive, Positive, Positive] = (8, 24, 24)
     image_size: tuple[Positive, Positive] = (28, 28)
+    clip_size: tuple[Positive, Positive, Positive] = (4, 16, 16)
     modality: str = "volume"
 
 
@@ -76,6 +77,9 @@ def _build(architecture: PixelsArchitecture) -> Pixels:
     if architecture.modality == "image":
         rows, columns = architecture.image_size
         return Pixels(3 * rows * columns)
+    if architecture.modality == "clip":
+        frames, rows, columns = architecture.clip_size
+        return Pixels(3 * frames * rows * columns)
     depth, rows, columns = architecture.volume_size
     return Pixels(depth * rows * columns)
 
@@ -90,14 +94,23 @@ def _image_spec(architecture: PixelsArchitecture) -> ImageSpec:
     return ImageSpec(size=architecture.image_size, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
+def _clip_spec(architecture: PixelsArchitecture) -> ClipSpec:
+    """Small copies of neighbouring frames in colour, values from 0 to 1; a short clip repeats its ends, since the floor
+    must not lose clips that encoders can use."""
+    frames, rows, columns = architecture.clip_size
+    return ClipSpec(
+        size=(rows, columns), frames=frames, step=1, padding="repeat", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+
+
 PIXELS = Family(
     architecture=PixelsArchitecture,
     build=_build,
     infer=_infer,
-    default_specs={"volume": _volume_spec, "image": _image_spec},
+    default_specs={"volume": _volume_spec, "image": _image_spec, "clip": _clip_spec},
     anchor="",
     prefixes={"only": ("",)},
     rules={"only": {}},
     options=frozenset(PixelsArchitecture.model_fields),
-    fixed={"volume": {"modality": "volume"}, "image": {"modality": "image"}},
+    fixed={"volume": {"modality": "volume"}, "image": {"modality": "image"}, "clip": {"modality": "clip"}},
 )

@@ -22,6 +22,7 @@ from vitreous.core.errors import CheckpointError
 from vitreous.core.input_spec import ImageSpec
 from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.encoders.family import Architecture, Family, Inferred
+from vitreous.encoders.frame_by_frame import clip_spec_of
 from vitreous.encoders.initialisation import truncated_normal_
 from vitreous.encoders.timm_backbone import HOLDER, TimmBackbone, TimmTransformer
 
@@ -242,7 +243,7 @@ RETFOUND = Family(
     architecture=RETFoundArchitecture,
     build=_build,
     infer=_infer,
-    default_specs={"image": _spec},
+    default_specs={"image": _spec, "clip": lambda architecture: clip_spec_of(_spec(architecture))},
     anchor="patch_embed.proj.weight",
     prefixes={"only": ("", "backbone.", "teacher.backbone.", "teacher.", "model.")},
     rules={
@@ -260,4 +261,5 @@ RETFOUND = Family(
     options=frozenset({"img_size", "num_heads"}),
     holder=HOLDER,
     set_input_size=TimmBackbone.set_input_size,
+    frame_by_frame=True,
 )

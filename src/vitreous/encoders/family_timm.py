@@ -14,6 +14,7 @@ from vitreous.core.errors import CheckpointError, ConfigError, StorageError
 from vitreous.core.input_spec import ImageSpec
 from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.encoders.family import Architecture, Family, Fetched, Inferred
+from vitreous.encoders.frame_by_frame import clip_spec_of
 from vitreous.encoders.timm_backbone import HOLDER, TimmBackbone, wrap_timm
 
 declare_torchvision_schemas()
@@ -201,7 +202,7 @@ TIMM = Family(
     architecture=TimmArchitecture,
     build=build_timm,
     infer=infer_timm,
-    default_specs={"image": timm_spec},
+    default_specs={"image": timm_spec, "clip": lambda architecture: clip_spec_of(timm_spec(architecture))},
     anchor=_anchor,
     prefixes={"only": ("", "model.", "backbone.")},
     rules={"only": {}},
@@ -209,4 +210,5 @@ TIMM = Family(
     holder=HOLDER,
     set_input_size=TimmBackbone.set_input_size,
     fetch=fetch_timm,
+    frame_by_frame=True,
 )

@@ -48,7 +48,7 @@ def select_tensors(
     tensors: Mapping[str, torch.Tensor],
     *,
     where: str,
-    anchor: str,
+    anchor: str | Sequence[str],
     prefixes: Sequence[str],
     rules: Mapping[str, tuple[str, ...]],
     key_prefix: str | None,
@@ -58,7 +58,7 @@ def select_tensors(
 
     Args:
         where: the file, for messages.
-        anchor: name that every encoder of the family has.
+        anchor: name that every encoder of the family has; of several layouts one each, tried in order.
         prefixes: tried in order where `key_prefix` is None.
         rules: rule → beginnings of names that it leaves out, before or after the prefix.
         key_prefix: taken as it stands; all other names are then left out by that rule.
@@ -69,9 +69,11 @@ def select_tensors(
     """
     stripped = strip_wrappers(tensors, where)
     candidates = prefixes if key_prefix is None else [_joined(key_prefix)]
-    prefix = next((candidate for candidate in candidates if candidate + anchor in stripped), None)
+    anchors = [anchor] if isinstance(anchor, str) else list(anchor)
+    prefix = next((start for one in anchors for start in candidates if start + one in stripped), None)
     if prefix is None:
-        raise CheckpointError(f"{where}: no {wanted} found; {_prefix_remedy(stripped, anchor, candidates)}")
+        there = next((one for one in anchors if any(name.endswith(one) for name in stripped)), anchors[0])
+        raise CheckpointError(f"{where}: no {wanted} found; {_prefix_remedy(stripped, there, candidates)}")
     selected: dict[str, torch.Tensor] = {}
     ignored: dict[str, list[str]] = {}
     for name, tensor in stripped.items():

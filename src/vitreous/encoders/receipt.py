@@ -13,7 +13,7 @@ class Receipt:
     Args:
         path: the checkpoint's path, or the place at the hub; None for random weights.
         file_sha256: of the whole file; None for random weights and those of a hub.
-        modality: ``image`` or ``volume``, what the encoder is given.
+        modality: ``image``, ``volume`` or ``clip``, what the encoder is given.
         origin: ``checkpoint``, ``hub NAME``, or ``random, seed N``.
         which: ``context``, ``target``, or ``only`` where the file holds one encoder.
         container: top-level key of the file under which the weights lay.
@@ -31,6 +31,7 @@ class Receipt:
         spec: the InputSpec or ImageSpec in force.
         spec_override: the family's own one where the study replaced it, else None.
         positions: which learned positions were interpolated for another size of input; None where none were.
+        layer: number of the block, from 1, that the tokens are made of; None is the last.
         precision: ``fp32`` or ``bf16`` matrix products.
     """
 
@@ -56,6 +57,7 @@ class Receipt:
     precision: str
     distance_from_random: dict[str, float]
     positions: str | None = None
+    layer: int | None = None
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     ignored_by_rule: dict[str, tuple[str, ...]] = field(default_factory=dict)

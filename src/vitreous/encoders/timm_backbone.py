@@ -259,6 +259,21 @@ class TimmTransformer(TimmBackbone):
         """Transformer blocks."""
         return len(self.model.blocks)  # type: ignore[arg-type]
 
+    def truncate(self, layer: int) -> None:
+        """Leave out the blocks after block number `layer`, counted from 1; the norm stays."""
+        make = self._make
+
+        def make_shorter() -> nn.Module:
+            model: Any = make()
+            model.blocks = model.blocks[:layer]
+            whole: nn.Module = model
+            return whole
+
+        model: Any = self.model
+        model.blocks = model.blocks[:layer]
+        self._make = make_shorter
+        self._shapes.clear()
+
     def _depth(self, name: str) -> int:
         return block_depth(name, self.num_blocks, end=("norm",))
 

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block  # noqa: E402
 
 Size3 = tuple[int, int, int]
 
-_TOKENS_PER_CHUNK = 2304  # of the MLP without gradients: its hidden layer is four times as wide as the tokens
+TOKENS_PER_CHUNK = 2304  # of the MLP without gradients: its hidden layer is four times as wide as the tokens
 
 
 def block_depth(name: str, num_blocks: int, *, end: tuple[str, ...]) -> int:
@@ -68,7 +68,7 @@ class TokenBlock(Block):
         if torch.is_grad_enabled():
             out: torch.Tensor = x + self.mlp(self.norm2(x).to(dtype))
             return out
-        for chunk in torch.split(x, _TOKENS_PER_CHUNK, dim=1):
+        for chunk in torch.split(x, TOKENS_PER_CHUNK, dim=1):
             chunk += self.mlp(self.norm2(chunk).to(dtype))
         return x
 
@@ -85,11 +85,19 @@ class PatchEmbed3D(nn.Module):
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
-        weight = self.proj.weight
-        batch, chans = x_BCDHW.shape[:2]
-        cut = [part for size, patch in zip(x_BCDHW.shape[2:], weight.shape[2:]) for part in (size // patch, patch)]
-        patches = x_BCDHW.to(weight.dtype).reshape(batch, chans, *cut).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return F.linear(patches.flatten(4).flatten(1, 3), weight.flatten(1), self.proj.bias)
+        return project_patches(x_BCDHW, self.proj.weight, self.proj.bias)
+
+
+def project_patches(x_BCDHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A convolution whose stride is its kernel, as one matrix product: tokens (B, N, E) in the order D, H, W.
+
+    Args:
+        weight: of the convolution, (E, C, d, h, w); d, h and w divide the input.
+    """
+    batch, chans = x_BCDHW.shape[:2]
+    cut = [part for size, patch in zip(x_BCDHW.shape[2:], weight.shape[2:]) for part in (size // patch, patch)]
+    patches = x_BCDHW.to(weight.dtype).reshape(batch, chans, *cut).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return F.linear(patches.flatten(4).flatten(1, 3), weight.flatten(1), bias)
 
 
 class ViT3D(nn.Module):
@@ -186,6 +194,11 @@ class ViT3D(nn.Module):
         """The final norm."""
         normed_BNE: torch.Tensor = self.norm(hidden)
         return normed_BNE
+
+    def truncate(self, layer: int) -> None:
+        """Leave out the blocks after block number `layer`, counted from 1; the norm stays."""
+        self.blocks = self.blocks[:layer]
+        self.num_blocks = layer
 
     def depth_of(self, name: str) -> int:
         """0 stem, i + 1 block i, last the norm."""

@@ -72,6 +72,7 @@ class ExportedModel(nn.Module):
             "family": encoder.family,
             "architecture": encoder.architecture,
             "modality": encoder.modality,
+            "layer": encoder.layer,
             "spec": encoder.spec.model_dump(mode="json"),
             "pooling": self.pooling,
             "grid": None if self.grid is None else list(self.grid),
@@ -103,6 +104,7 @@ def build_exported_model(config: Mapping[str, Any]) -> ExportedModel:
         architecture=config["architecture"],
         seed=0,
         modality=config["modality"],
+        layer=config.get("layer"),
         spec=SPEC_OF[config["modality"]](**config["spec"]),
         trainable=True,  # batch norms stay apart, as they were exported
     ).requires_grad_(False)

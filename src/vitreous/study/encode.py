@@ -66,7 +66,7 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
     encoder = opened.encoder
     space = FeatureSpace(
         weights_hash=encoder.weights_hash,
-        encoder_options={"family": encoder.family, **opened.options},
+        encoder_options={"family": encoder.family, **opened.options, **_layer_of(encoder)},
         spec=encoder.spec,
         pooling="mean" if encoder.family == "pixels" else config.features.pooling,
         grid=None if encoder.family == "pixels" else config.features.grid,
@@ -76,6 +76,11 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
         declared=data.describe_declared(),
     )
     return FeatureStore(Path(config.store).expanduser(), space)
+
+
+def _layer_of(encoder: Encoder) -> dict[str, int]:
+    """Part of the feature key where the tokens are those of an earlier block."""
+    return {} if encoder.layer is None else {"layer": encoder.layer}
 
 
 def feature_width(config: StudyConfig, encoder: Encoder) -> int:

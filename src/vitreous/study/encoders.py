@@ -9,10 +9,9 @@ from vitreous.core.errors import ConfigError, UserError
 from vitreous.core.fingerprints import fingerprint
 from vitreous.core.input_spec import Modality
 from vitreous.core.streams import stream_seed
-from vitreous.encoders.catalog import FAMILIES, build_random_encoder, fetch_encoder, load_encoder
+from vitreous.encoders.catalog import FAMILIES, build_random_encoder, fetch_checkpoint, fetch_encoder, load_encoder
 from vitreous.encoders.encoder import Encoder, Precision
 from vitreous.encoders.family_pixels import PIXELS as PIXELS_FAMILY
-from vitreous.storage.files import fetch_file
 from vitreous.storage.location import S3Options
 from vitreous.storage.staging import StagingCache
 from vitreous.study.data import s3_options
@@ -92,6 +91,7 @@ def _open(
         "options": dict(encoder.options),
         "input": dict(encoder.input),
         "modality": modality,
+        **({} if encoder.layer is None else {"layer": encoder.layer}),
     }
     if encoder.random is not None:
         # named by the architecture, not by the encoder: renaming an encoder keeps its features
@@ -133,6 +133,7 @@ def load_source(
         "precision": precision,
         "device": device,
         "trainable": trainable,
+        "layer": source.get("layer"),
         **source["options"],
     }
     family: str = source["family"]
@@ -140,7 +141,7 @@ def load_source(
         return build_random_encoder(family, architecture=source["random"], seed=source["seed"], **how)
     if "hub" in source:
         return fetch_encoder(source["hub"], family, **how)
-    path = fetch_file(source["checkpoint"], s3, cache)
+    path = fetch_checkpoint(source["checkpoint"], s3, cache)
     return load_encoder(path, family, which=source["which"], key_prefix=source["key_prefix"], **how)
 
 
@@ -169,7 +170,7 @@ def _untrained_floors(
 
     def kind(one: OpenedEncoder) -> str:
         spec = one.encoder.spec.model_dump(mode="json")
-        return fingerprint([one.encoder.family, one.encoder.architecture, spec, dict(one.options)])
+        return fingerprint([one.encoder.family, one.encoder.architecture, spec, dict(one.options), one.encoder.layer])
 
     covered = {kind(one) for one in opened if one.is_floor}
     floors: list[OpenedEncoder] = []
@@ -189,6 +190,7 @@ def _untrained_floors(
             "modality": one.encoder.modality,
             "random": architecture,
             "seed": seed,
+            **({} if one.encoder.layer is None else {"layer": one.encoder.layer}),
         }
         built = load_source(source, s3_options(config), cache, precision=runtime.precision, device=runtime.device)
         floors.append(OpenedEncoder(name, built, source, one.options, one.overridden, is_floor=True))

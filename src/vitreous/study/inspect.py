@@ -76,6 +76,8 @@ def _receipt_table(checkpoint: str, encoder: Encoder) -> Table:
     for name, value in receipt.inferred.items():
         table.add_row("inferred", f"{name}: {value}")
     table.add_row("input", yaml.safe_dump(encoder.spec.model_dump(mode="json"), default_flow_style=None).strip())
+    if receipt.layer is not None:
+        table.add_row("layer", f"tokens of block {receipt.layer}")
     if receipt.positions is not None:
         table.add_row("positions", receipt.positions)
     distances = receipt.distance_from_random

@@ -208,7 +208,7 @@ def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime, speed: float) ->
     costs = {}
     for opened in encoders:
         encoder = opened.encoder
-        kind = f"{encoder.family}{encoder.architecture}{encoder.spec.size_DHW}{dict(opened.options)}"
+        kind = f"{encoder.family}{encoder.architecture}{encoder.spec.size_DHW}{dict(opened.options)}{encoder.layer}"
         if kind not in by_kind:
             by_kind[kind] = estimate_cost(opened.encoder, runtime, speed)
         costs[opened.name] = by_kind[kind]
