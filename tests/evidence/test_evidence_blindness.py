@@ -102,7 +102,7 @@ def test_never_detected_is_blind_whatever_the_ranking() -> None:
     assert alone[1].is_never_detected
     assert alone[1].is_blind
     lower = examine_alone(
-        y, scores, videos, LABELS, thresholds_L=np.array([0.5, 0.15, 0.5]), num_resamples=50,
+        y, scores, videos, LABELS, thresholds_NL=np.array([[0.5, 0.15, 0.5]]), num_resamples=50,
         rng=np.random.default_rng(1),
     )  # fmt: skip
     assert not lower[1].is_blind

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from cohorts import contents
 from PIL import Image as PillowImage
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from vitreous.config.compose import validate_study
 from vitreous.core.errors import ConfigError, UserError
 from vitreous.core.predictions import Predictions
+from vitreous.study.explain import ExplainOptions, explain_model
 from vitreous.study.predict import predict_files
 from vitreous.study.run import Result, run_study
 from vitreous.study.run_directory import RunDirectory
@@ -272,3 +273,46 @@ def test_an_ensemble_averages_rows_and_says_what_it_cannot_do(tmp_path: Path) ->
         predict_files(run / "ensemble" / "mean" / "seed0", [str(root / "images")], root / "out.parquet")
     with pytest.raises(ConfigError, match=r"'tiny/lora' is no row encoder/recipe of this study; its rows are tiny/lin"):
         validate_study({**study, "ensembles": {"mean": {"members": ["tiny/linear", "tiny/lora"]}}}, where="test")
+
+
+def test_labels_where_they_stand_alone_and_training_curves_are_tabled(done) -> None:
+    run = Path(done[0] / "runs" / "labels")
+    alone = pd.read_csv(run / "labels_alone.csv")
+    assert {f"tiny / {recipe}" for recipe in ("linear", "focal", "logistic", "knn")} <= set(alone["row"])
+    confusion = pd.read_csv(run / "labels_alone_confusion.csv")
+    seeds = [pd.read_parquet(run / "tiny" / "linear" / f"seed{seed}" / "test_preds.parquet") for seed in (0, 1)]
+    y = seeds[0][[f"y_{name}" for name in LABELS]].to_numpy()
+    own = confusion[confusion["row"] == "tiny / linear"]
+    assert own["count"].sum() == len(y)
+    for label, name in enumerate(LABELS):
+        is_alone = (y.sum(1) == 1) & (y[:, label] == 1)
+        assert own.loc[own["true"] == f"only {name}", "count"].sum() == is_alone.sum()
+        row = alone[(alone["row"] == "tiny / linear") & (alone["label"] == name) & (alone["against"] == "none")].iloc[0]
+        probs = np.mean([1 / (1 + np.exp(-one[f"logit_{name}"])) for one in seeds], axis=0)
+        is_none = y.sum(1) == 0
+        expected = roc_auc_score(is_alone[is_alone | is_none], probs[is_alone | is_none])
+        assert row["auroc"] == pytest.approx(expected, abs=1e-6)
+        assert row["num_alone"] == is_alone.sum()
+    curves = pd.read_csv(run / "overfitting.csv")
+    assert {"tiny / linear", "tiny / focal"} <= set(curves["row"])
+    history = pd.read_csv(run / "tiny" / "linear" / "seed0" / "history.csv")
+    first = curves[(curves["row"] == "tiny / linear") & (curves["seed"] == 0)].iloc[0]
+    assert first["num_epochs"] == len(history)
+    assert first["val_at_peak"] == pytest.approx(history[f"val_{first['metric']}"].max(), abs=1e-5)
+
+
+def test_a_label_is_explained_by_its_own_logit(done, tmp_path: Path) -> None:
+    folder = done[0] / "runs" / "labels" / "tiny" / "linear" / "seed0"
+    options = ExplainOptions(top=1, target="C2", methods=["grad_attention"], steps=3, orders=5, draws=1)
+    explained = explain_model(folder, tmp_path / "out", options=options)
+    table = pd.read_csv(explained.out / "explanations.csv", keep_default_na=False)
+    val = pd.read_parquet(folder / "val_preds.parquet").set_index("sample_id")
+    by_key = {key: sample_id for sample_id, key in explained.keys.items()}
+    for _, row in table.iterrows():
+        one = val.loc[by_key[row["sample"]]]
+        assert row["target"] == "C2"
+        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-one["logit_C2"])), abs=1e-4)
+        said = {"predicted": "y_pred", "label": "y"}
+        for column, prefix in said.items():
+            present = [name for name in LABELS if one[f"{prefix}_{name}"]]
+            assert row[column] == (" + ".join(present) or "no label"), column

@@ -3,16 +3,15 @@
 Axes: B batch, C class (of logits) or channel (of input), D slice, H row, W column, N token.
 """
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 
+from vitreous.core.label_sets import Task
 from vitreous.encoders.encoder import Backbone, Encoder, Size3, Tokens
 from vitreous.features.pooling import Pooling, pool_tokens
 from vitreous.recipes.exported_model import ExportedModel
-
-Task = Literal["single_label", "multi_label"]
 
 
 class PooledHead(nn.Module):
@@ -50,11 +49,11 @@ class ExplainedModel(nn.Module):
         encoder: without adapters (merged), frozen, in eval mode.
         read_out: :class:`Tokens` → logits (B, C), with ``start_N`` as :class:`PooledHead` has it.
         classes: names of the logits.
-        task: whether logits are of one choice (softmax), or each for itself (sigmoid).
+        task: whether logits are of one choice (softmax), or of labels each for itself (logistic function).
     """
 
     def __init__(
-        self, encoder: Encoder, read_out: PooledHead, classes: tuple[str, ...], task: Task = "single_label"
+        self, encoder: Encoder, read_out: PooledHead, classes: tuple[str, ...], task: Task = "multi_class"
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -73,8 +72,8 @@ class ExplainedModel(nn.Module):
         return cast(Backbone, self.encoder.backbone)
 
     def probs(self, logits_BC: torch.Tensor) -> torch.Tensor:
-        """Probabilities (B, C): softmax, or sigmoid of each label."""
-        return logits_BC.softmax(1) if self.task == "single_label" else logits_BC.sigmoid()
+        """Probabilities (B, C): softmax of classes, logistic function of labels."""
+        return logits_BC.softmax(1) if self.task == "multi_class" else logits_BC.sigmoid()
 
     def log_odds(self, logits_BC: torch.Tensor, target: int) -> torch.Tensor:
         """log(p / (1 − p)) of the target, (B,): what gradients are taken of.
@@ -87,7 +86,7 @@ class ExplainedModel(nn.Module):
         return logits_BC[:, target] - logits_BC[:, others].logsumexp(1)
 
 
-def explain_exported(exported: ExportedModel, classes: tuple[str, ...]) -> ExplainedModel:
+def explain_exported(exported: ExportedModel, classes: tuple[str, ...], task: Task) -> ExplainedModel:
     """A probe or a model trained on pixels, as `export` puts it together."""
     read_out = PooledHead(exported.head, exported.pooling, exported.grid)
-    return ExplainedModel(exported.encoder, read_out, classes).eval().requires_grad_(False)
+    return ExplainedModel(exported.encoder, read_out, classes, task).eval().requires_grad_(False)

@@ -103,7 +103,7 @@ def examine_alone(
     patient_id_N: npt.NDArray[np.str_],
     labels: Sequence[str],
     *,
-    thresholds_L: FloatArray | None = None,
+    thresholds_NL: FloatArray | None = None,
     num_resamples: int = 2000,
     rng: np.random.Generator,
 ) -> list[LabelAlone]:
@@ -111,7 +111,8 @@ def examine_alone(
 
     Args:
         scores_NL: probabilities; a higher score speaks for the label.
-        thresholds_L: from which a label counts as detected, chosen on val; one half if left out.
+        thresholds_NL: from which a label counts as detected, chosen on val, for each row (or one row for all); one half
+            if left out.
         num_resamples: of patients, for the intervals.
 
     Raises:
@@ -122,8 +123,7 @@ def examine_alone(
         raise ValueError(f"labels and scores must be {shape}; got {y_true_NL.shape} and {scores_NL.shape}")
     if not np.isfinite(scores_NL).all():
         raise ValueError("scores have NaN or infinite values")
-    thresholds_L = np.full(len(labels), 0.5) if thresholds_L is None else thresholds_L
-    y_pred_NL = scores_NL >= thresholds_L
+    y_pred_NL = scores_NL >= (0.5 if thresholds_NL is None else thresholds_NL)
     group_N = label_groups(y_true_NL)
     weights_RN = resample_weights(patient_id_N, num_resamples=num_resamples, rng=rng)
     confusion_GG = alone_confusion(y_true_NL, y_pred_NL)

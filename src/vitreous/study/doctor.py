@@ -26,9 +26,10 @@ from vitreous.recipes.feature_set import FeatureSet
 from vitreous.study.account import read_account
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encoders import OpenedEncoder, open_encoders
+from vitreous.study.looking_inside import look_inside
 from vitreous.study.partitions import Partition, make_partitions
 from vitreous.study.report import leaderboard_of
-from vitreous.study.rows import read_kept_rows
+from vitreous.study.rows import read_kept_rows, read_rows
 from vitreous.study.run_directory import RunDirectory, kept_study
 from vitreous.study.runtime import Runtime, resolve_runtime
 
@@ -276,6 +277,7 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
     yield from _describe_inputs(statistics, title, config.data.modality)
     leaderboard = leaderboard_of(directory, config)
     yield from leaderboard.findings
+    yield from look_inside(directory, config, read_rows(directory, config), read_kept_rows(directory)).findings
     for row in leaderboard.rows:
         if row.not_cleared:
             yield Finding(

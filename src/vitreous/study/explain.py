@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.console import Console
 from vitreous.core.errors import RunError, StudyMismatchError, UserError
 from vitreous.core.files import remove_partial_files, replacing, write_json
 from vitreous.core.input_spec import item_noun
+from vitreous.core.label_sets import encode_label_sets, name_label_set
 from vitreous.core.privacy import keyed_id, load_id_key
 from vitreous.core.progress import progress_bar
 from vitreous.diagnosis.attention_statistics import SampleAttention, attention_of
@@ -54,7 +57,7 @@ class ExplainOptions:
         inputs: new files instead of the run's samples.
         top: so many of the most and of the least confident predictions on val.
         methods: all that fit the model, if left out.
-        target: class to explain; of each sample the predicted one, if left out.
+        target: class or label to explain; of each sample the predicted one, if left out.
         attention: also the entropy of every layer and head, frozen and adapted.
         steps, orders, draws: see :class:`~vitreous.diagnosis.faithfulness.CheckSettings`.
     """
@@ -116,7 +119,7 @@ def explain_model(
     runtime = resolve_runtime(model.config)
     opened = open_encoder(model, replace(runtime, precision="fp32"))
     check_feature_space(model, runtime, data, opened)
-    explained = explain_exported(plain_model(model, opened), model.classes).to(runtime.torch_device)
+    explained = explain_exported(plain_model(model, opened), model.classes, model.task).to(runtime.torch_device)
     methods = _methods(explained, options.methods)
     out = out or model.path / "explanations"
     _claim(out, _settings(model, options, methods, runtime.device))
@@ -174,17 +177,17 @@ class _Job:
         x_BCDHW = loaded.x_BCDHW.to(self.device)
         with torch.no_grad():
             probs_C = self.explained.probs(self.explained(x_BCDHW))[0].double().cpu()
-        predicted = int(probs_C.argmax())
+        decided = _decide(self.model, probs_C.numpy())
         classes = self.model.classes
-        target = predicted if self.options.target is None else classes.index(self.options.target)
+        target = decided.target if self.options.target is None else classes.index(self.options.target)
         maps = explain_and_check(self.explained, self.randomised, x_BCDHW, target, self.methods, self.checks)
         facts = {
             "sample": name,
             "file_id": sample.file_id,
             "split": sample.split,
             "label": self.labels.get(sample.sample_id, ""),
-            "predicted": classes[predicted],
-            "predicted_probability": float(probs_C[predicted]),
+            "predicted": decided.predicted,
+            "predicted_probability": decided.probability,
             "target": classes[target],
             "probability": float(probs_C[target]),
         }
@@ -201,6 +204,26 @@ class _Job:
         if self.model.recipe is not None:
             found["adapted"] = attention_of(self.explained.encoder, x_BCDHW)
         return found
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What is predicted of a sample, with what probability, and what is explained where nothing else is asked for."""
+
+    predicted: str
+    probability: float
+    target: int
+
+
+def _decide(model: ModelFolder, probs_C: npt.NDArray[np.float64]) -> _Decided:
+    """The class of the highest probability; of labels all at their threshold or above, and the one most above."""
+    if model.thresholds is None:
+        best = int(probs_C.argmax())
+        return _Decided(model.classes[best], float(probs_C[best]), best)
+    above_C = probs_C - np.array(model.thresholds)
+    best = int(above_C.argmax())
+    number = int(encode_label_sets((above_C >= 0)[None])[0])
+    return _Decided(name_label_set(number, model.classes, model.task), float(probs_C[best]), best)
 
 
 def _check_kind(model: ModelFolder) -> None:

@@ -24,6 +24,7 @@ from vitreous.reports.explain_page import PageSample, write_page
 from vitreous.study.explain_samples import LoadedSample
 
 RESULT = "result.json"
+SCHEMA_VERSION = 1
 _COLUMNS = [
     "sample", "split", "label", "predicted", "target", "probability", "method", "verdict", "failed", "deletion",
     "insertion", "random_mean", "random_low", "random_high", "encoder_correlation", "encoder_ssim", "head_correlation",
@@ -90,7 +91,9 @@ def write_tables(out: Path, model: str) -> None:
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str] | None = None) -> None:
     with replacing(path) as aside:
-        pd.DataFrame(rows, columns=columns).to_csv(aside, index=False, float_format="%.6g")
+        pd.DataFrame(rows, columns=columns).assign(schema_version=SCHEMA_VERSION).to_csv(
+            aside, index=False, float_format="%.6g"
+        )
 
 
 def _write_attention(out: Path, results: Sequence[Mapping[str, Any]], model: str) -> None:

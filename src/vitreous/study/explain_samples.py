@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from vitreous.core.errors import InputError, StorageError, UserError
 from vitreous.core.input_spec import AnySpec
+from vitreous.core.label_sets import name_label_set
 from vitreous.core.predictions import Predictions
 from vitreous.features.encode import Request
 from vitreous.inputs.prepare import Decoded, finish_input, prepare_input
@@ -117,12 +117,19 @@ def choose_samples(
 
 
 def _by_confidence(model: ModelFolder, top: int) -> list[str]:
-    """Most and least confident val samples, by the probability of the predicted class."""
+    """Most and least confident val samples.
+
+    By the probability of the predicted class; of labels by their mean distance from their thresholds.
+    """
     path = model.path / "val_preds.parquet"
     if not path.is_file():
         raise UserError(f"--top: {path} does not exist, so that val samples cannot be ordered; give --samples.")
     val = Predictions.read(path, model.classes)
-    order = np.argsort(-val.probs_NC.max(axis=1), kind="stable")
+    if model.thresholds is None:
+        confidence_N = val.probs_NC.max(axis=1)
+    else:
+        confidence_N = np.abs(val.probs_NC - np.array(model.thresholds)).mean(axis=1)
+    order = np.argsort(-confidence_N, kind="stable")
     rows = dict.fromkeys([*order[:top].tolist(), *order[::-1][:top].tolist()])
     return [str(val.sample_id_N[row]) for row in rows]
 
@@ -155,9 +162,12 @@ def _loaded(decoded: Decoded, x_BCDHW: torch.Tensor, prepared_CDHW: torch.Tensor
 
 
 def known_labels(model: ModelFolder) -> Mapping[str, str]:
-    """Class of each val sample; labels of test are not read here."""
+    """Class, or set of labels, of each val sample; labels of test are not read here."""
     path = model.path / "val_preds.parquet"
     if not path.is_file():
         return {}
-    frame = pd.read_parquet(path, columns=["sample_id", "y_true"])
-    return {str(row[0]): model.classes[int(row[1])] for row in frame.itertuples(index=False)}
+    val = Predictions.read(path, model.classes)
+    return {
+        str(sample_id): name_label_set(int(y), model.classes, val.task)
+        for sample_id, y in zip(val.sample_id_N, val.y_true_N, strict=True)
+    }

@@ -31,6 +31,7 @@ from vitreous.study.fold_scores import fold_scores
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.leak_gate import read_leaks
 from vitreous.study.ledger import Ledger
+from vitreous.study.looking_inside import look_inside, write_looked_inside
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows, read_tests_by_round
 from vitreous.study.run_directory import RunDirectory, kept_study
 
@@ -68,7 +69,8 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
         UserError: the folder is no finished run.
     """
     config = kept_study(directory)
-    leaderboard = leaderboard_of(directory, config)
+    rows = read_rows(directory, config)
+    leaderboard = _build_leaderboard(rows, config)
     write_leaderboard(leaderboard, directory.root)
     write_comparisons(leaderboard.paired, directory.root)
     write_power(leaderboard.reach, directory.root)
@@ -78,14 +80,18 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
         write_few_shot(few_shot_scores(directory, config, leaderboard), directory.root)
     if (rounds := read_rounds(directory)) is not None:
         write_domain_matrices(directory, config, rounds, read_tests_by_round(directory, config))
-    data = _report_data(directory, config, leaderboard)
+    looked = look_inside(directory, config, rows, read_kept_rows(directory))
+    write_looked_inside(looked, directory.root)
+    data = _report_data(directory, config, leaderboard, looked.findings)
     render_report(data, directory.report)
     if tracker is not None:
         log_run(tracker, directory.root, leaderboard, data.curves)
     return leaderboard
 
 
-def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard) -> ReportData:
+def _report_data(
+    directory: RunDirectory, config: StudyConfig, leaderboard: Leaderboard, inside: Sequence[Finding]
+) -> ReportData:
     account = read_account(directory)
     kept = read_kept_rows(directory)
     findings = [Finding(**finding) for finding in account["findings"]]
@@ -109,6 +115,7 @@ def _report_data(directory: RunDirectory, config: StudyConfig, leaderboard: Lead
             *(f for f in findings if f.code != _NO_PATIENTS),
             *(f for f in leaks if not f.title.startswith(ACCEPTED)),  # those are the leaderboard's
             *_choice_findings(directory, kept),
+            *inside,
             *_lost_patients(account, config.data.modality),
         ),
         banners=(
