@@ -48,6 +48,9 @@ def test_the_run_directory_holds_what_the_contract_says(finished: tuple[Path, Re
         "report.html",
         "receipts/first.json",
         "receipts/untrained.json",
+        "tables/operating_points.csv",
+        "tables/operating_points.tex",
+        "figures/first.linear.roc.svg",
     ):
         assert (folder / name).is_file(), name
     head = folder / "first" / "linear" / "seed0"
@@ -117,6 +120,10 @@ def test_every_sample_is_accounted_for(finished: tuple[Path, Result]) -> None:
     assert account["encoded"] + account["quarantined"] + account["excluded"] == account["rows"]
     assert manifest["volume_depth"].unique().tolist() == [5]
     assert not {"y", "label", "study_group"} & set(manifest.columns), "test labels are sealed"
+    assert manifest["domain_clinical_site"].value_counts().to_dict() == {"site1": 48, "site0": 24}
+    groups = pd.read_csv(result.run_dir / "tables" / "subgroups.csv")
+    assert set(groups["group"]) == {"site0", "site1", "device0", "device1"}
+    assert groups["balanced_accuracy"].isna().all(), "12 test patients are too few for groups"
 
 
 def test_the_look_at_test_is_written_once(finished: tuple[Path, Result]) -> None:

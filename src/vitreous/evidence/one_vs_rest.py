@@ -3,6 +3,8 @@
 Axes: N row.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -49,3 +51,27 @@ def check_one_row_per_patient(predictions: Predictions, test: str) -> None:
             f"{test} needs one row per patient, since it takes rows as independent; got {rows} rows of {patients} "
             "patients. Use Predictions.per_patient(), or the paired bootstrap of compare_with_best."
         )
+
+
+def binary_of(predictions: Predictions, label: str) -> Predictions:
+    """One label by itself, as predictions of two classes: ``not <label>`` and the label.
+
+    Probabilities stay what they are: the logits are 0 and that of the label, patient probabilities 1 − p and p. The
+    predicted class is the label where its probability exceeds one half; thresholds chosen for labels play no part.
+
+    Raises:
+        ValueError: the predictions are of classes, or there is no such label.
+    """
+    if predictions.task != "multi_label" or label not in predictions.classes:
+        raise ValueError(f"no label {label!r} to take by itself; {predictions.task} of {predictions.classes}")
+    c = predictions.classes.index(label)
+    score_N = predictions.scores_NC[:, c]
+    rest_N = 1.0 - score_N if predictions.is_per_patient else np.zeros_like(score_N)
+    return replace(
+        predictions,
+        y_true_N=predictions.targets_NC[:, c].astype(np.int64),
+        scores_NC=np.stack([rest_N, score_N], axis=1),
+        classes=(f"not {label}", label),
+        task="multi_class",
+        thresholds_NC=None,
+    )

@@ -15,6 +15,7 @@ from vitreous.study.encode import StudyFeatures
 from vitreous.study.run_directory import RunDirectory
 
 NO_FILE = "participant without a file"
+DOMAIN_PREFIX = "domain_"  # of the manifest's columns
 _KEPT = ["sample_id", "patient_id", "relative", "item", "size", "etag", "split"]
 
 
@@ -26,8 +27,8 @@ def write_account(
     Args:
         findings: kept beside those of the cohort.
 
-    The manifest has one row per sample with its fate (encoded, quarantined or excluded), the rule or error, and
-    the statistics of its volume. Labels are not in it: those of test are sealed.
+    The manifest has one row per sample with its fate (encoded, quarantined or excluded), the rule or error, its
+    domains (``domain_<column>``) and the statistics of its volume. Labels are not in it: those of test are sealed.
     """
     manifest = _manifest(data, features)
     with replacing(directory.manifest) as aside:
@@ -85,13 +86,17 @@ def count_participants(cohort: Cohort) -> pd.DataFrame:
 
 def _manifest(data: OpenedData, features: StudyFeatures) -> pd.DataFrame:
     samples = data.cohort.samples
-    encoded = samples.loc[samples["sample_id"].isin(features.samples["sample_id"]), _KEPT].assign(
-        fate="encoded", why=""
-    )
+    named = {column: f"{DOMAIN_PREFIX}{column}" for column in data.cohort.domains}
+    columns = [*_KEPT, *named]
+    is_encoded = samples["sample_id"].isin(features.samples["sample_id"])
+    encoded = samples.loc[is_encoded, columns].rename(columns=named).assign(fate="encoded", why="")
     statistics = features.statistics.reset_index(drop=True).add_prefix("volume_")
     encoded = pd.concat([encoded.reset_index(drop=True), statistics], axis=1)
-    quarantined = samples.loc[samples["sample_id"].isin(features.quarantined["sample_id"]), _KEPT].assign(
-        fate="quarantined", why=features.quarantined["message"].to_numpy()
+    is_quarantined = samples["sample_id"].isin(features.quarantined["sample_id"])
+    quarantined = (
+        samples.loc[is_quarantined, columns]
+        .rename(columns=named)
+        .assign(fate="quarantined", why=features.quarantined["message"].to_numpy())
     )
     excluded = data.cohort.excluded.assign(fate="excluded", why=data.cohort.excluded["rule"])
     excluded = excluded[["sample_id", "patient_id", "relative", "fate", "why"]]
@@ -117,6 +122,20 @@ def _patients_lost(data: OpenedData, features: StudyFeatures) -> dict[str, int]:
     kept = set(features.samples["patient_id"])
     lost = samples.loc[~samples["patient_id"].isin(kept)].groupby("split")["patient_id"].nunique()
     return {str(split): int(count) for split, count in lost.items()}
+
+
+def read_domains(directory: RunDirectory) -> dict[str, dict[str, str]]:
+    """Domain column → sample id → value, of the samples that were encoded; empty for a run without domains."""
+    manifest = pd.read_parquet(directory.manifest)
+    encoded = manifest[manifest["fate"] == "encoded"]
+    ids = encoded["sample_id"].tolist()
+    return {
+        column.removeprefix(DOMAIN_PREFIX): dict(
+            zip(ids, encoded[column].map(lambda value: "" if pd.isna(value) else str(value)).tolist(), strict=True)
+        )
+        for column in manifest.columns
+        if column.startswith(DOMAIN_PREFIX)
+    }
 
 
 def read_account(directory: RunDirectory) -> dict[str, Any]:

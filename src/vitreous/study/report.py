@@ -16,6 +16,8 @@ from vitreous.core.input_spec import Modality, item_noun
 from vitreous.core.leak import ACCEPTED
 from vitreous.core.privacy import load_id_key
 from vitreous.reports.comparisons import write_comparisons
+from vitreous.reports.evidence_figures import draw_evidence, write_figures
+from vitreous.reports.evidence_tables import evidence_tables
 from vitreous.reports.few_shot import write_few_shot
 from vitreous.reports.folds import write_folds
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_leaderboard
@@ -23,8 +25,10 @@ from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboa
 from vitreous.reports.power import write_power
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
+from vitreous.reports.result_tables import write_tables
+from vitreous.reports.row_evidence import gather_evidence
 from vitreous.reports.trackers import TrackerKind, log_run
-from vitreous.study.account import pivot_counts, read_account
+from vitreous.study.account import pivot_counts, read_account, read_domains
 from vitreous.study.domains import read_rounds, write_domain_matrices
 from vitreous.study.few_shot_scores import few_shot_scores
 from vitreous.study.fold_scores import fold_scores
@@ -40,7 +44,11 @@ _NO_PATIENTS = "patients_are_rows"
 
 def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
     """The leaderboard of a finished run, from its predictions."""
-    leaderboard = _build_leaderboard(read_rows(directory, config), config)
+    return _leaderboard_of_rows(directory, config, read_rows(directory, config))
+
+
+def _leaderboard_of_rows(directory: RunDirectory, config: StudyConfig, rows: Sequence[RowPredictions]) -> Leaderboard:
+    leaderboard = _build_leaderboard(rows, config)
     accepted = [finding for finding in read_leaks(directory) if finding.title.startswith(ACCEPTED)]
     return replace(leaderboard, findings=(*accepted, *leaderboard.findings))
 
@@ -59,8 +67,8 @@ def _build_leaderboard(rows: Sequence[RowPredictions], config: StudyConfig) -> L
 
 
 def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -> Leaderboard:
-    """Write leaderboard.csv, leaderboard.md, comparisons.csv, power.json and report.html; with folds also folds.csv,
-    with few_shot few_shot.csv, with rounds by domain their train × test matrix.
+    """Write leaderboard.csv, leaderboard.md, comparisons.csv, power.json, tables, figures and report.html; with folds
+    also folds.csv, with few_shot few_shot.csv, with rounds by domain their train × test matrix.
 
     Args:
         tracker: is told too, if given.
@@ -70,12 +78,17 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
     """
     config = kept_study(directory)
     rows = read_rows(directory, config)
-    leaderboard = _build_leaderboard(rows, config)
+    leaderboard = _leaderboard_of_rows(directory, config, rows)
+    evidence = gather_evidence(rows, leaderboard, read_domains(directory), seed=config.intervals.seed)
+    tables = evidence_tables(evidence, leaderboard)
+    drawn = draw_evidence(evidence, leaderboard)
+    write_tables(tables, directory.root)
+    write_figures(drawn, directory.root)
     write_leaderboard(leaderboard, directory.root)
     write_comparisons(leaderboard.paired, directory.root)
     write_power(leaderboard.reach, directory.root)
     if config.folds is not None:
-        write_folds(fold_scores(directory, config, read_rows(directory, config)), config.metric, directory.root)
+        write_folds(fold_scores(directory, config, rows), config.metric, directory.root)
     if config.few_shot is not None:
         write_few_shot(few_shot_scores(directory, config, leaderboard), directory.root)
     if (rounds := read_rounds(directory)) is not None:
