@@ -18,6 +18,7 @@ from vitreous.core.files import replacing, write_json
 from vitreous.encoders.encoder import Encoder
 from vitreous.recipes.lora import adapter_config, adapter_tensors, add_adapters
 from vitreous.recipes.pixel_model import PixelModel
+from vitreous.recipes.segmentation import SegmentationSettings
 from vitreous.recipes.trainable import is_adapter
 from vitreous.recipes.weights_digest import digest_tensor
 
@@ -39,6 +40,9 @@ def pixel_model_config(model: PixelModel) -> dict[str, Any]:
         "head": model.head_kind,
         "head_width": model.head_width,
         "dropout": model.dropout,
+        "segmentation": None
+        if model.decoder is None
+        else {"num_classes": model.decoder.num_classes, "size": list(model.decoder.size)},
         "adapters": None if model.adapters is None else model.adapters.as_config(),
     }
 
@@ -62,10 +66,17 @@ def build_pixel_model(config: Mapping[str, Any], encoder: Encoder) -> PixelModel
         head_width=config["head_width"],
         dropout=config["dropout"],
         seed=0,
+        segmentation=_segmentation(config.get("segmentation")),
     )
     if config["adapters"] is not None:
         add_adapters(model, **config["adapters"], seed=0)
     return model.eval()
+
+
+def _segmentation(config: Mapping[str, Any] | None) -> SegmentationSettings | None:
+    if config is None:
+        return None
+    return SegmentationSettings(config["num_classes"], (config["size"][0], config["size"][1]))
 
 
 def save_pixel_model(model: PixelModel, folder: Path) -> None:
@@ -90,7 +101,7 @@ def save_pixel_model(model: PixelModel, folder: Path) -> None:
         write_json(adapter / _ADAPTER_CONFIG, adapter_config(model))
     tensors = {
         **{f"encoder.{name}": tensor for name, tensor in changed.items()},
-        **{f"head.{name}": tensor for name, tensor in model.head.state_dict().items()},
+        **_own_tensors(model),
     }
     _save_tensors(folder / WEIGHTS_FILE, tensors, {_METADATA_KEY: json.dumps(facts, sort_keys=True)})
 
@@ -123,7 +134,7 @@ def restore_pixel_model(model: PixelModel, folder: Path) -> None:
         got, built = ("adapters", "none") if facts["has_adapters"] else ("no adapters", "some")
         raise CheckpointError(f"{path}: was saved with {got}, the model was built with {built}.")
     encoder_tensors = {f"encoder.{name}": tensor for name, tensor in _encoder_tensors(model).items()}
-    head_tensors = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    head_tensors = _own_tensors(model)
     required = set(head_tensors) | (set(encoder_tensors) if facts["is_whole_encoder"] else set())
     pairs = _pairs(path, tensors, {**encoder_tensors, **head_tensors}, required)
     if model.adapters is not None:
@@ -137,6 +148,15 @@ def _encoder_tensors(model: PixelModel) -> dict[str, torch.Tensor]:
     """The encoder's own tensors, not copies, under the names they have without adapters."""
     state = model.encoder.backbone.state_dict()
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not is_adapter(name)}
+
+
+def _own_tensors(model: PixelModel) -> dict[str, torch.Tensor]:
+    """Those of head and decoder, which no encoder brings."""
+    decoder = {} if model.decoder is None else model.decoder.state_dict()
+    return {
+        **{f"head.{name}": tensor for name, tensor in model.head.state_dict().items()},
+        **{f"decoder.{name}": tensor for name, tensor in decoder.items()},
+    }
 
 
 def _adapter_pairs(model: PixelModel, folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:

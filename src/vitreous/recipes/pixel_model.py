@@ -22,6 +22,7 @@ from vitreous.core.streams import torch_stream
 from vitreous.encoders.encoder import Backbone, Encoder
 from vitreous.features.pooling import Pooling, pool_tokens
 from vitreous.recipes.adapter_settings import AdapterSettings
+from vitreous.recipes.segmentation import SegmentationDecoder, SegmentationSettings
 from vitreous.recipes.trainable import freeze_modes, trained_depths
 from vitreous.recipes.weights_digest import digest_tensors
 
@@ -43,6 +44,7 @@ class PixelModel(nn.Module):
         coarse_grid: cells of `grid` pooling.
         head: a linear layer, or one hidden layer of `head_width` with GELU; dropout stands before the last layer.
         seed: of the head's first weights.
+        segmentation: also a decoder from tokens to a class map, trained beside the head.
         gradient_checkpointing: keep only what enters each trained block and compute the rest anew on the way back:
             the same gradients with less memory, for about a third more time.
 
@@ -63,6 +65,7 @@ class PixelModel(nn.Module):
         dropout: float,
         seed: int,
         gradient_checkpointing: bool = False,
+        segmentation: SegmentationSettings | None = None,
     ) -> None:
         super().__init__()
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -80,6 +83,12 @@ class PixelModel(nn.Module):
         cells = coarse_grid if pooling == "grid" and coarse_grid is not None else (1, 1, 1)
         num_features = encoder.width * cells[0] * cells[1] * cells[2]
         self.head = build_head(num_features, num_classes, head, head_width, dropout, seed)
+        self.decoder: SegmentationDecoder | None = None
+        if segmentation is not None:
+            self.decoder = SegmentationDecoder(
+                encoder.width, num_classes=segmentation.num_classes, size=segmentation.size, seed=seed
+            )
+        self.returns_maps = False
         # what the encoder held before any training: only tensors that differ from it are saved
         self.loaded_digests = digest_tensors(encoder.backbone.state_dict())
 
@@ -98,6 +107,8 @@ class PixelModel(nn.Module):
 
     def forward(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
         """Logits (B, C) of inputs that were prepared by ``encoder.spec``.
+
+        While `returning_maps`, the decoder's logits (K, H, W) of each row follow its C ones, flattened.
 
         Raises:
             ValueError: the input's channels or size are not those of the spec.
@@ -150,7 +161,26 @@ class PixelModel(nn.Module):
             hidden = self.backbone.run_blocks(hidden, first, self.backbone.num_blocks)
         tokens = self.encoder.split(self.backbone.finish(hidden))
         logits_BC: torch.Tensor = self.head(pool_tokens(tokens, self.pooling, self.coarse_grid))
-        return logits_BC
+        if self.decoder is None or not self.returns_maps:
+            return logits_BC
+        maps_BKHW = self.decoder(tokens)
+        return torch.cat([logits_BC, maps_BKHW.flatten(1).to(logits_BC.dtype)], dim=1)
+
+    @contextmanager
+    def returning_maps(self, is_wanted: bool = True) -> Iterator[None]:
+        """Rows carry the decoder's map behind their logits; see :meth:`split_maps`."""
+        before, self.returns_maps = self.returns_maps, is_wanted and self.decoder is not None
+        try:
+            yield
+        finally:
+            self.returns_maps = before
+
+    def split_maps(self, out_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits (B, C), and the decoder's (B, K, H, W) where rows carry them."""
+        if self.decoder is None or out_B.shape[1] == self.num_classes:
+            return out_B, None
+        maps_BKHW = out_B[:, self.num_classes :].reshape(-1, self.decoder.num_classes, *self.decoder.size)
+        return out_B[:, : self.num_classes], maps_BKHW
 
     def _first_block(self, trained: set[int]) -> int:
         return min(max(min(trained, default=self.backbone.num_blocks + 1) - 1, 0), self.backbone.num_blocks)

@@ -19,6 +19,7 @@ from vitreous.core.predictions import Aggregate
 from vitreous.inputs.augmentation import AugmentSettings
 from vitreous.recipes.class_weights import ClassWeights
 from vitreous.recipes.feature_set import FeatureSet
+from vitreous.recipes.segmentation import SegmentationSettings
 
 LossKind = Literal["cross_entropy", "focal", "ordinal", "asymmetric"]
 Sampler = Literal["natural", "balanced"]
@@ -37,6 +38,7 @@ class PixelSet:
         patient_id_N: whose the row is.
         weight_N: 1 / (rows of its participant), so that participants weigh the same.
         spec: the encoder's.
+        mask: a row's class map (H, W) at the decoder's size, or None where it has none; of sets to segment alone.
         aggregate: as of :class:`~vitreous.recipes.feature_set.FeatureSet`.
 
     Raises:
@@ -50,6 +52,7 @@ class PixelSet:
     spec: AnySpec
     aggregate: Aggregate = "mean_probability"
     task: Task = "multi_class"
+    mask: Callable[[int], npt.NDArray[np.uint8] | None] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.y_N) == len(self.patient_id_N) == len(self.weight_N):
@@ -102,8 +105,11 @@ class FitSettings:
     mixup: float = 0.0
     cutmix: float = 0.0
     prefix_views: int | Literal["auto"] = "auto"
+    segmentation: SegmentationSettings | None = None
 
     def __post_init__(self) -> None:
+        if self.segmentation is not None and self.is_mixing:
+            raise ConfigError("mixup and cutmix would mix masks; leave them out with segmentation.")
         if self.prefix_views not in ("auto", 0) and self.is_mixing:
             raise ConfigError(
                 "mixup and cutmix mix pixels, which the frozen-prefix cache no longer has; set prefix_views: 0."

@@ -32,6 +32,7 @@ from vitreous.recipes.pixel_settings import FitSettings, PixelSet, Precision, St
 from vitreous.recipes.pixel_stage_inputs import StageInputs
 from vitreous.recipes.schedule import cosine_with_warmup
 from vitreous.recipes.trainable import parameter_groups
+from vitreous.recipes.training_masks import TrainingMasks, predicted_classes
 
 OnEpoch = Callable[[int, float], None]
 
@@ -44,6 +45,7 @@ class Fit:
 
     Args:
         weight_N: what each training row counts in the loss, class weights included.
+        masks: class maps beside the labels; None without segmentation.
         positive_C: of labels, what a row with the label counts more; None for classes.
         fingerprint: of everything that decides the result.
         on_epoch: told the number of epochs so far and the val metric, after the state is written.
@@ -67,6 +69,7 @@ class Fit:
     interrupts: Interrupts
     on_epoch: OnEpoch | None = None
     positive_C: torch.Tensor | None = None
+    masks: TrainingMasks | None = None
 
     def targets(self, data: PixelSet, rows: npt.NDArray[np.int64] | None = None) -> torch.Tensor:
         """Which classes or labels rows have, as float64 (N, C)."""
@@ -130,8 +133,11 @@ class PixelStage:
         weight_B1 = torch.from_numpy(fit.weight_N[batch.rows_B])[:, None]
         both = torch.cat([targets_BC, weight_B1], dim=1).to(self._dtype).to(x_B.device, non_blocking=True)
         logits_BC, both = self.inputs.forward(x_B, both, partial(self._mix, batch))
+        logits_BC, maps_BKHW = fit.model.split_maps(logits_BC)
         positive_C = None if fit.positive_C is None else fit.positive_C.to(self._dtype).to(x_B.device)
         losses_B = row_losses(logits_BC.to(self._dtype), both[:, :-1], fit.settings, positive_C)
+        if maps_BKHW is not None and fit.masks is not None:
+            losses_B = losses_B + fit.masks.losses(maps_BKHW.to(self._dtype), batch.rows_B)
         total = (losses_B * both[:, -1]).sum()
         self._pending.append(total.detach())
         return total * batch.scale
@@ -203,11 +209,11 @@ class PixelStage:
         fit, state = self.fit, self.state
         try:
             if self._ema is None:
-                score, val_loss = self._validate()
+                score, val_loss, agreement = self._validate()
                 weights = None
             else:
                 with self._ema.in_place():
-                    score, val_loss = self._validate()
+                    score, val_loss, agreement = self._validate()
                     weights = model_tensors(fit.model, self._trained)
         except BaseException:  # an interrupt too: the batches are done, only what they came to is still unknown
             fit.interrupts.check(self.save)
@@ -223,6 +229,7 @@ class PixelStage:
                 "train_loss": self._train_loss(),
                 "val_loss": val_loss,
                 f"val_{fit.metric}": score,
+                **agreement,
             }
         )
         state.losses.clear()
@@ -308,16 +315,19 @@ class PixelStage:
         weights = [self.fit.weight_N[batch.rows_B].sum() for batch in self._split_epoch(self.state.epoch)]
         return math.fsum(self.state.losses) / math.fsum(weights)
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, float, dict[str, float]]:
         fit = self.fit
         try:
-            logits_NC = self.inputs.val_logits()
+            maps: list[npt.NDArray[np.uint8]] = []
+            on_maps = None if fit.masks is None else lambda batch: maps.append(predicted_classes(batch))
+            logits_NC = self.inputs.val_logits(on_maps)
         except NotFiniteError as error:
             raise RunError(f"validation in {self._where()}: {error}") from error
         fit.model.train()
         losses_N = row_losses(torch.from_numpy(logits_NC), fit.targets(fit.val), fit.settings, fit.positive_C).numpy()
         val_loss = math.fsum(losses_N * fit.val_weight_N) / math.fsum(fit.val_weight_N)
-        return score_logits(logits_NC, fit.val, fit.metric), val_loss
+        agreement = {} if fit.masks is None else {"val_miou": fit.masks.mean_iou_on_val(np.concatenate(maps))}
+        return score_logits(logits_NC, fit.val, fit.metric), val_loss, agreement
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

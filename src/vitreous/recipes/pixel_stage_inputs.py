@@ -92,18 +92,22 @@ class StageInputs:
         both_BC: torch.Tensor,
         mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of a training batch, and its targets.
+        """The model's outcome for a training batch (with the maps of its decoder, if it has one), and its targets.
 
         Args:
             mix: changes finished inputs and targets together; kept prefixes are never mixed.
         """
-        if self._train_prefix is not None:
-            return self._model.run_suffix(x_B.to(self._train_prefix.dtype), self._block), both_BC
-        x_B, both_BC = mix(self._finish(x_B), both_BC)
-        return self._model(x_B), both_BC
+        with self._model.returning_maps():
+            if self._train_prefix is not None:
+                return self._model.run_suffix(x_B.to(self._train_prefix.dtype), self._block), both_BC
+            x_B, both_BC = mix(self._finish(x_B), both_BC)
+            return self._model(x_B), both_BC
 
-    def val_logits(self) -> npt.NDArray[np.float64]:
+    def val_logits(self, on_maps: Callable[[torch.Tensor], None] | None = None) -> npt.NDArray[np.float64]:
         """Logits (N, C) of val; the model is left in eval mode.
+
+        Args:
+            on_maps: given the decoder's logits (B, K, H, W) of each batch, rows in order.
 
         Raises:
             NotFiniteError: logits that are not finite.
@@ -117,7 +121,17 @@ class StageInputs:
             rows = (np.array([row for row, _ in batch]) for batch in self._val_batches)
             batches = map_ahead(lambda rows_B: self._pinned(kept.take(rows_B, 0 * rows_B)), rows, workers=1)
             forward = lambda x_B: model.run_suffix(x_B.to(self._device, kept.dtype), self._block)  # noqa: E731
-        return run_batches(model, forward, batches, precision=self._precision, after_batch=self._interrupts.check)
+
+        def logits_alone(x_B: torch.Tensor) -> torch.Tensor:
+            logits_BC, maps_BKHW = model.split_maps(forward(x_B))
+            if maps_BKHW is not None and on_maps is not None:
+                on_maps(maps_BKHW)
+            return logits_BC
+
+        with model.returning_maps(on_maps is not None):
+            return run_batches(
+                model, logits_alone, batches, precision=self._precision, after_batch=self._interrupts.check
+            )
 
     @property
     def num_prefix_batches(self) -> int:

@@ -36,6 +36,7 @@ from vitreous.recipes.pixel_settings import FitSettings, FittedPixels, PixelSet,
 from vitreous.recipes.pixel_stage import Fit, OnEpoch, PixelStage
 from vitreous.recipes.prefix_cache import has_room, kept_dtype, prefix_bytes
 from vitreous.recipes.trainable import set_trainable
+from vitreous.recipes.training_masks import TrainingMasks
 
 __all__ = ["FitSettings", "FittedPixels", "PixelSet", "StageSettings", "fit_pixels", "predict_pixels"]
 
@@ -104,6 +105,7 @@ def fit_pixels(
             weight_N=row_weights(settings.sampler, train.weight_N, class_weight_C, train.y_N),
             val_weight_N=row_weights("natural", val.weight_N, class_weight_C, val.y_N),
             positive_C=torch.from_numpy(weights_C) if is_of_labels else None,
+            masks=None if settings.segmentation is None else TrainingMasks(train, val, settings.segmentation),
             num_classes=num_classes,
             metric=metric,
             seed=seed,

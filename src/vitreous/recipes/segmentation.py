@@ -80,7 +80,7 @@ class SegmentationDecoder(nn.Module):
         """Logits (B, K, H, W)."""
         t, h, w = tokens.grid
         weight = next(self.parameters())
-        grid_BThwD = tokens.tokens_BND.to(weight.dtype).unflatten(1, (t, h, w))
+        grid_BThwD = tokens.tokens_BND.to(weight.dtype).reshape(-1, t, h, w, tokens.tokens_BND.shape[2])
         maps_BDhw = grid_BThwD.mean(dim=1).permute(0, 3, 1, 2)
         small_BKHW = self.layers(maps_BDhw)
         return F.interpolate(small_BKHW, size=self.size, mode="bilinear", align_corners=False)

@@ -44,7 +44,7 @@ class ParameterCount:
 
 
 def set_trainable(model: "PixelModel", unfreeze: int | Literal["all"]) -> None:
-    """Freeze the encoder but for what is asked; the head, and adapters where there are any, always train.
+    """Freeze the encoder but for what is asked; the head, and adapters and a decoder where there are any, always train.
 
     Args:
         unfreeze: 0 the head alone; k the last k blocks and the encoder's end; `all` stem, positions and tokens too.
@@ -61,6 +61,8 @@ def set_trainable(model: "PixelModel", unfreeze: int | Literal["all"]) -> None:
     for name, parameter in model.encoder.backbone.named_parameters():
         parameter.requires_grad_(is_adapter(name) or model.backbone.depth_of(name) >= lowest)
     model.head.requires_grad_(True)
+    if model.decoder is not None:
+        model.decoder.requires_grad_(True)
     model.train(model.training)
 
 
@@ -124,8 +126,9 @@ def parameter_groups(
             # one pair of groups where depth makes no difference: the optimiser steps group by group
             place = "encoder" if layer_decay == 1.0 else _place(depth, end)
             add(place, parameter, lr_encoder * layer_decay ** (end - depth))
-    for parameter in model.head.parameters():
-        add("head", parameter, lr_head)
+    for part in (model.head, model.decoder):
+        for parameter in [] if part is None else part.parameters():
+            add("head", parameter, lr_head)
     return list(groups.values())
 
 
