@@ -28,6 +28,12 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit3d": ("vit3d", VIT3D, "volume"),
     "vit": ("timm", {"model": "test_vit", "img_size": [32, 32]}, "image"),
     "rotary": ("timm", {"model": "eva02_tiny_patch14_224", "img_size": [56, 56]}, "image"),
+    "vjepa2": (
+        "vjepa2",
+        {"hidden_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2, "crop_size": 32, "frames_per_clip": 4},
+        "clip",
+    ),
+    "frames": ("timm", {"model": "test_vit", "img_size": [32, 32]}, "clip"),
     "retfound": (
         "retfound",
         {"img_size": [32, 32], "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_registers": 2},
@@ -196,6 +202,23 @@ def test_a_sample_is_summed_up_over_layers_and_heads() -> None:
     assert found.mean == pytest.approx(means.mean())
     assert (found.lowest, found.highest, found.spread) == (means.min(), means.max(), pytest.approx(means.std()))
     np.testing.assert_allclose(mean_entropies([found, found]), means)
+
+
+def test_frames_are_summed_up_as_queries_of_one_attention() -> None:
+    encoder, x = encoder_and_input("frames")
+    seen: list[Attention] = []
+    with torch.no_grad(), AttentionCapture(seen.append):
+        encoder(x)
+    found = attention_of(encoder, x)
+    for layer, one in zip(found.layers, seen, strict=True):
+        shares = []
+        for frame in range(x.shape[2]):
+            weights = plain_weights(one, frame)
+            shares.append(-(weights * weights.log()).sum(-1) / math.log(one.num_tokens))
+        share = torch.cat(shares, 1).double().numpy()
+        np.testing.assert_allclose(layer.mean_H, share.mean(1), rtol=1e-5)
+        np.testing.assert_allclose(layer.spread_H, share.std(1), rtol=1e-2, atol=1e-7)
+        np.testing.assert_allclose(layer.lowest_H, share.min(1), rtol=1e-5)
 
 
 def test_an_encoder_without_attention_over_all_tokens_is_refused() -> None:

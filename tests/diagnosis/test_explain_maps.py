@@ -18,9 +18,19 @@ from vitreous.features.pooling import Pooling
 
 VIT3D = {"img_size": [4, 16, 16], "patch_size": [2, 8, 8], "embed_dim": 12, "depth": 3, "num_heads": 2}
 RETFOUND = {"img_size": [32, 32], "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_registers": 2}
+VJEPA2 = {
+    "hidden_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2, "crop_size": 32, "frames_per_clip": 4,
+}  # fmt: skip
+VIDEOMAE = {
+    "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 32, "num_frames": 4,
+    "intermediate_size": 32,
+}  # fmt: skip
 ENCODERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit3d": ("vit3d", VIT3D, "volume"),
     "retfound": ("retfound", RETFOUND, "image"),
+    "vjepa2": ("vjepa2", VJEPA2, "clip"),
+    "videomae": ("videomae", VIDEOMAE, "clip"),
+    "frames": ("retfound", RETFOUND, "clip"),
     "resnet": ("timm", {"model": "test_resnet"}, "image"),
     "resnet3d": ("resnet3d", {"depths": [1, 1, 1, 1], "img_size": [32, 64, 64], "in_chans": 1}, "volume"),
 }
@@ -32,7 +42,7 @@ def make_model(encoder: str, pooling: Pooling = "mean", classes: int = 3) -> tup
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # wide weights: attention that is not even, logits that differ
         for parameter in built.parameters():
-            if parameter.ndim > 1 and encoder in ("vit3d", "retfound"):
+            if parameter.ndim > 1 and not encoder.startswith("resnet"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     head = nn.Linear(built.width, classes)
     with torch.no_grad():
@@ -67,7 +77,10 @@ def run_plainly(model: ExplainedModel, x: torch.Tensor, target: int) -> tuple[li
     return [one[0].detach() for one in kept], [one.grad[0] for one in kept if one.grad is not None]
 
 
-@pytest.mark.parametrize(("encoder", "pooling"), [("vit3d", "mean"), ("retfound", "cls"), ("retfound", "mean")])
+@pytest.mark.parametrize(
+    ("encoder", "pooling"),
+    [("vit3d", "mean"), ("retfound", "cls"), ("retfound", "mean"), ("vjepa2", "mean"), ("videomae", "mean")],
+)
 def test_attention_maps_are_those_of_the_published_formulas(encoder: str, pooling: Pooling) -> None:
     model, x = make_model(encoder, pooling)
     weights, gradients = run_plainly(model, x, 1)
@@ -93,6 +106,26 @@ def test_attention_maps_are_those_of_the_published_formulas(encoder: str, poolin
         shown = map_P[extra:].reshape(model.encoder.grid).numpy()
         np.testing.assert_allclose(found[method], shown, rtol=2e-4, atol=1e-6, err_msg=method)
         assert found[method].std() > 0
+
+
+def test_frames_that_are_encoded_by_themselves_are_explained_by_themselves() -> None:
+    """Oracle: each frame alone, whose maps are those of the clip but for what the head makes of the other frames."""
+    model, x = make_model("frames", "mean")
+    assert model.encoder.grid == (x.shape[2], 4, 4)
+    assert fitting_methods(model, x) == METHODS
+    found = explain(model, x, 1, METHODS)
+    image = build_random_encoder("retfound", architecture=RETFOUND, seed=1, modality="image", trainable=True)
+    image.backbone.load_state_dict(model.encoder.backbone.image.state_dict())
+    alone = ExplainedModel(image, model.read_out, model.classes).eval().requires_grad_(False)
+    for frame in range(x.shape[2]):
+        own = explain(alone, x[:, :, frame : frame + 1], 1, ["attention", "rollout"])
+        for method, map_THW in own.items():
+            np.testing.assert_allclose(found[method][frame] * x.shape[2], map_THW[0], rtol=1e-3, atol=1e-6)
+    # the gradient of a clip's head by one frame's tokens, through autograd on the whole
+    weights, gradients = run_plainly(model, x, 1)
+    assert weights[0].shape[0] == 2
+    assert found["grad_attention"].max() > 0
+    assert len(gradients) == 2
 
 
 def test_gradients_at_the_last_block_are_those_of_autograd_through_the_whole_model() -> None:

@@ -15,6 +15,7 @@ from vitreous.core.errors import UserError
 from vitreous.diagnosis.attention_capture import Attention, AttentionCapture
 from vitreous.diagnosis.attention_weights import HeadEntropy, head_entropy
 from vitreous.encoders.encoder import Encoder
+from vitreous.encoders.frame_by_frame import FrameByFrame
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ def attention_of(encoder: Encoder, x_BCDHW: torch.Tensor) -> SampleAttention:
     """
     layers: list[HeadEntropy] = []
     sizes: set[int] = set()
+    num_frames = encoder.grid[0] if isinstance(encoder.backbone, FrameByFrame) else 1
 
     def read(attention: Attention) -> None:
-        if attention.q_BHNE.shape[0] != 1 or attention.q_BHNE.shape[2] != attention.num_tokens:
+        if attention.q_BHNE.shape[0] != num_frames or attention.q_BHNE.shape[2] != attention.num_tokens:
             raise UserError(_no_attention(encoder))
         sizes.add(attention.num_tokens)
-        layers.append(head_entropy(attention))
+        layers.append(_over_frames([head_entropy(attention, frame) for frame in range(num_frames)]))
 
     with torch.no_grad(), AttentionCapture(read):
         encoder(x_BCDHW)
@@ -74,6 +76,19 @@ def mean_entropies(samples: Sequence[SampleAttention]) -> list[list[float]]:
         np.mean([sample.layers[layer].mean_H for sample in samples], axis=0).tolist()
         for layer in range(len(samples[0].layers))
     ]
+
+
+def _over_frames(frames: Sequence[HeadEntropy]) -> HeadEntropy:
+    """Of frames encoded one by one, as if their queries were those of one attention."""
+    means = np.mean([frame.mean_H for frame in frames], axis=0)
+    squares = np.mean([frame.spread_H**2 + frame.mean_H**2 for frame in frames], axis=0)
+    return HeadEntropy(
+        means,
+        np.min([frame.lowest_H for frame in frames], axis=0),
+        np.max([frame.highest_H for frame in frames], axis=0),
+        np.sqrt(np.maximum(squares - means**2, 0.0)),
+        np.mean([frame.largest_weight_H for frame in frames], axis=0),
+    )
 
 
 def _no_attention(encoder: Encoder) -> str:

@@ -11,7 +11,8 @@
 A transformer is walked back block by block: a block is computed anew with gradients, so that memory holds one block
 and the inputs of the others; attention is gone through in blocks of queries. All is exact.
 
-Axes: B batch (1), H head, N token of the grid, P all tokens (prefix first), D width, T·H·W the token grid.
+Axes: B batch (1), H head, N token of the grid, F frame that is encoded by itself (1 elsewhere), P all its tokens
+(prefix first), D width, T·H·W the token grid.
 Sources: Abnar and Zuidema, Quantifying Attention Flow (2020): rollout; Chefer et al., Generic Attention-model
 Explainability (2021): grad_attention; Selvaraju et al., Grad-CAM (2017); Draelos and Carin, HiResCAM (2020):
 gradient × activation.
@@ -37,6 +38,7 @@ METHODS: tuple[Method, ...] = ("attention", "rollout", "grad_attention", "token_
 ATTENTION_METHODS: frozenset[Method] = frozenset({"attention", "rollout", "grad_attention"})
 CLASS_FREE: frozenset[Method] = frozenset({"attention", "rollout"})  # the same for every class
 
+_MOST_EXTRA = 16  # tokens before those of the grid: a class token and registers
 T = TypeVar("T")
 Map = npt.NDArray[np.float32]
 
@@ -98,16 +100,23 @@ def _inputs_of_blocks(model: ExplainedModel, x_BCDHW: torch.Tensor) -> list[torc
 
 
 def _is_on_tokens(model: ExplainedModel, hidden: torch.Tensor) -> bool:
-    """Whether what enters the last block is a list of tokens, prefix first, those of the grid after it."""
-    extra = hidden.shape[1] - math.prod(model.encoder.grid) if hidden.ndim == 3 else -1
-    return model.backbone.num_prefix_tokens <= extra < 16 and hidden.shape[2] == model.encoder.width
+    """Whether what enters the last block is tokens, the prefix first, then those of the grid (or of each frame)."""
+    if hidden.ndim not in (3, 4) or hidden.shape[-1] != model.encoder.width:
+        return False
+    of_frame = math.prod(model.encoder.grid) // _num_frames(hidden)
+    return model.backbone.num_prefix_tokens <= hidden.shape[-2] - of_frame < _MOST_EXTRA
+
+
+def _num_frames(hidden: torch.Tensor) -> int:
+    """Frames that an image encoder sees one by one, each with tokens of its own; else 1."""
+    return hidden.shape[1] if hidden.ndim == 4 else 1
 
 
 def _is_over_all_tokens(captured: Sequence[Attention], hidden: torch.Tensor) -> bool:
     return (
         len(captured) == 1
-        and captured[0].q_BHNE.shape[0] == hidden.shape[0]
-        and captured[0].q_BHNE.shape[2] == captured[0].num_tokens == hidden.shape[1]
+        and captured[0].q_BHNE.shape[0] == _num_frames(hidden)
+        and captured[0].q_BHNE.shape[2] == captured[0].num_tokens == hidden.shape[-2]
     )
 
 
@@ -139,25 +148,26 @@ def _shaped(map_N: torch.Tensor, model: ExplainedModel) -> Map:
 class _Step:
     """One block on the way back; gradients are of the target's log-odds, and None where none are wanted."""
 
-    hidden_BPD: torch.Tensor
+    hidden_FPD: torch.Tensor
     attention: Attention | None
-    grad_hidden_BPD: torch.Tensor | None
-    grad_out_BHNE: torch.Tensor | None
+    grad_hidden_FPD: torch.Tensor | None
+    grad_out_FHNE: torch.Tensor | None
 
 
 class _Walk:
-    """From the logits back through the blocks of a transformer."""
+    """From the logits back through the blocks of a transformer, whose tokens of F frames do not see each other."""
 
     def __init__(self, model: ExplainedModel, hidden: list[torch.Tensor], target: int) -> None:
         self.model = model
         self.hidden = hidden
         self.target = target
-        self.num_extra = hidden[-1].shape[1] - math.prod(model.encoder.grid)
+        self.num_frames = _num_frames(hidden[-1])
+        self.num_extra = hidden[-1].shape[-2] - math.prod(model.encoder.grid) // self.num_frames
 
     def run(self, methods: Sequence[Method]) -> dict[Method, torch.Tensor]:
         """One value for each token of the grid, by method."""
-        start_P = self._start()
-        through: dict[Method, torch.Tensor] = {method: start_P for method in methods if method in ATTENTION_METHODS}
+        start_FP = self._start()
+        through: dict[Method, torch.Tensor] = {method: start_FP for method in methods if method in ATTENTION_METHODS}
         found: dict[Method, torch.Tensor] = {}
         needs_all = bool(set(through) - {"attention"})
         needs_gradients = bool(set(methods) - CLASS_FREE)
@@ -165,35 +175,43 @@ class _Walk:
             if number == 0:
                 found |= self._at_last_block(step, methods)
                 if "attention" in through:
-                    found["attention"] = self._of_grid(attended(_present(step.attention), through.pop("attention")))
+                    found["attention"] = self._of_grid(self._attended(step, through.pop("attention")))
             if not needs_all:
                 break
             if "rollout" in through:
-                relevance_P = through["rollout"]
-                through["rollout"] = 0.5 * relevance_P + 0.5 * attended(_present(step.attention), relevance_P)
+                relevance_FP = through["rollout"]
+                through["rollout"] = 0.5 * relevance_FP + 0.5 * self._attended(step, relevance_FP)
             if "grad_attention" in through:
-                relevance_P = through["grad_attention"]
-                through["grad_attention"] = relevance_P + attended_by_gradient(
-                    _present(step.attention), relevance_P, _present(step.grad_out_BHNE)
-                )
-        for method, relevance_P in through.items():
+                relevance_FP = through["grad_attention"]
+                through["grad_attention"] = relevance_FP + self._attended(step, relevance_FP, by_gradient=True)
+        for method, relevance_FP in through.items():
             # the residual path alone carries the start to itself: the same for every input
             kept = 0.5 ** len(self.hidden) if method == "rollout" else 1.0
-            found[method] = self._of_grid((relevance_P - kept * start_P).clamp_min(0))
+            found[method] = self._of_grid((relevance_FP - kept * start_FP).clamp_min(0))
         return found
 
+    def _attended(self, step: _Step, relevance_FP: torch.Tensor, *, by_gradient: bool = False) -> torch.Tensor:
+        attention = _present(step.attention)
+        if by_gradient:
+            grad_FHNE = _present(step.grad_out_FHNE)
+            passed = [attended_by_gradient(attention, row_P, grad_FHNE, f) for f, row_P in enumerate(relevance_FP)]
+        else:
+            passed = [attended(attention, row_P, f) for f, row_P in enumerate(relevance_FP)]
+        return torch.stack(passed)
+
     def _start(self) -> torch.Tensor:
-        """Share of each token in what the read-out takes."""
+        """Share of each token in what the read-out takes, (F, P)."""
         model = self.model
         with torch.no_grad():
             last = model.backbone.run_blocks(self.hidden[-1], len(self.hidden) - 1, len(self.hidden))
             start_N = model.read_out.start_N(model.encoder.split(model.backbone.finish(last)))
-        start_P = torch.zeros(self.hidden[-1].shape[1], dtype=torch.float32, device=last.device)
+        shape = (self.num_frames, self.hidden[-1].shape[-2])
+        start_FP = torch.zeros(shape, dtype=torch.float32, device=last.device)
         if start_N is None:
-            start_P[0] = 1.0
+            start_FP[:, 0] = 1.0 / self.num_frames
         else:
-            start_P[self.num_extra :] = start_N
-        return start_P
+            start_FP[:, self.num_extra :] = start_N.float().view(self.num_frames, -1)
+        return start_FP
 
     def _steps(self, *, with_gradients: bool) -> Iterator[_Step]:
         gradient: torch.Tensor | None = None
@@ -202,27 +220,23 @@ class _Walk:
             if not with_gradients:
                 with torch.no_grad(), AttentionCapture(captured.append):
                     self.model.backbone.run_blocks(self.hidden[index], index, index + 1)
-                yield _Step(self.hidden[index], captured[0] if captured else None, None, None)
+                yield _Step(_frames(self.hidden[index]), captured[0] if captured else None, None, None)
                 continue
-            hidden_BPD = self.hidden[index].detach().requires_grad_()
+            hidden = self.hidden[index].detach().requires_grad_()
             with torch.enable_grad(), AttentionCapture(captured.append):
-                left = self.model.backbone.run_blocks(hidden_BPD, index, index + 1)
-                if gradient is None:
-                    score: torch.Tensor = self._log_odds(left)
-                else:
-                    score = (left * gradient).sum()
-            wanted = [hidden_BPD, *(attention.out_BHNE for attention in captured)]
-            gradient, *of_heads = torch.autograd.grad(score, wanted)
+                left = self.model.backbone.run_blocks(hidden, index, index + 1)
+                score: torch.Tensor = self._log_odds(left) if gradient is None else (left * gradient).sum()
+            gradient, *of_heads = torch.autograd.grad(score, [hidden, *(one.out_BHNE for one in captured)])
             yield _Step(
-                hidden_BPD.detach(),
+                _frames(hidden.detach()),
                 _detached(captured[0]) if captured else None,
-                gradient,
+                _frames(gradient),
                 of_heads[0] if of_heads else None,
             )
 
-    def _log_odds(self, left_BPD: torch.Tensor) -> torch.Tensor:
+    def _log_odds(self, left: torch.Tensor) -> torch.Tensor:
         model = self.model
-        tokens = model.encoder.split(model.backbone.finish(left_BPD))
+        tokens = model.encoder.split(model.backbone.finish(left))
         return model.log_odds(model.read_out(tokens), self.target).sum()
 
     def _at_last_block(self, step: _Step, methods: Sequence[Method]) -> dict[Method, torch.Tensor]:
@@ -232,14 +246,20 @@ class _Walk:
         }
         return {
             method: rules[method](
-                step.hidden_BPD[0, self.num_extra :], _present(step.grad_hidden_BPD)[0, self.num_extra :]
+                step.hidden_FPD[:, self.num_extra :].flatten(0, 1),
+                _present(step.grad_hidden_FPD)[:, self.num_extra :].flatten(0, 1),
             )
             for method in methods
             if method in rules
         }
 
-    def _of_grid(self, relevance_P: torch.Tensor) -> torch.Tensor:
-        return relevance_P[self.num_extra :]
+    def _of_grid(self, relevance_FP: torch.Tensor) -> torch.Tensor:
+        return relevance_FP[:, self.num_extra :].flatten()
+
+
+def _frames(hidden: torch.Tensor) -> torch.Tensor:
+    """(F, P, D) of one sample."""
+    return hidden[0] if hidden.ndim == 4 else hidden
 
 
 def _detached(attention: Attention) -> Attention:
