@@ -40,7 +40,9 @@ class ProbeGrid(Frozen):
         return self
 
 
-class _Probe(Frozen):
+class Probe(Frozen):
+    """What heads that are trained in epochs on kept features have in common."""
+
     epochs: PositiveInt = 50
     batch_size: PositiveInt | Literal["full"] = 64
     lr: PositiveFloat = 1.0e-3
@@ -60,13 +62,16 @@ class _Probe(Frozen):
     def _auto(cls, value: Any) -> Any:
         return spell_class_weights(value)
 
+    @property
+    def _without_effect(self) -> set[str]:
+        without = {axis for axis, values in self.grid if values is not None}
+        without |= {"loss"} if isinstance(self.loss, CrossEntropy) else {"label_smoothing"}
+        return without | ({"sampler"} if self.sampler == "natural" else set())
+
     @model_serializer(mode="wrap")
     def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the values that an axis under `grid` replaces, or that another loss does not read."""
-        without = {axis for axis, values in self.grid if values is not None}
-        without |= {"loss"} if isinstance(self.loss, CrossEntropy) else {"label_smoothing"}
-        without |= {"sampler"} if self.sampler == "natural" else set()
-        return {name: value for name, value in dump(self).items() if name not in without}
+        return {name: value for name, value in dump(self).items() if name not in self._without_effect}
 
     @property
     def num_settings(self) -> int:
@@ -74,7 +79,7 @@ class _Probe(Frozen):
         return math.prod(len(values) for _, values in self.grid if values is not None)
 
     @model_validator(mode="after")
-    def _one_place(self) -> "_Probe":
+    def _one_place(self) -> "Probe":
         for axis, values in self.grid:
             if values is not None and axis in self.model_fields_set:
                 raise ValueError(f"{axis} stands both at the top and under grid; leave one of them out")
@@ -88,13 +93,13 @@ class _Probe(Frozen):
         return self
 
 
-class LinearProbe(_Probe):
+class LinearProbe(Probe):
     """One linear layer on standardised features."""
 
     kind: Literal["linear_probe"]
 
 
-class MlpProbe(_Probe):
+class MlpProbe(Probe):
     """A multi-layer perceptron on standardised features, e.g. 768→512→256→classes."""
 
     kind: Literal["mlp_probe"]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vitreous.config.pixel_recipes import PixelRecipe
-from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
+from vitreous.config.probe_recipes import Knn, LogisticRegression, Probe
 from vitreous.config.recipes import Recipe
 from vitreous.config.search import Axis, SearchConfig, label
 
@@ -38,6 +38,7 @@ _PIXELS = {
 DEFAULT_SPACES: dict[str, dict[str, Axis]] = {
     "linear_probe": _PROBE,
     "mlp_probe": {**_PROBE, "hidden": Axis(choices=([128], [512], [512, 256]))},
+    "attentive_probe": {**_PROBE, "batch_size": Axis(choices=(8, 16, 32)), "heads": Axis(choices=(4, 8, 16))},
     "logistic_regression": {
         "C": Axis(low=1e-4, high=1e2, log=True),
         "class_weights": Axis(choices=("none", "balanced")),
@@ -121,7 +122,7 @@ def resolve_search(
         problems.append(f"search.prune has no effect: {recipe.kind} takes no epochs one by one; leave it out")
     if isinstance(recipe, LogisticRegression | Knn) and settings.seeds_per_trial > 1:
         problems.append(f"search.seeds_per_trial has no effect: nothing about {recipe.kind} is random; leave it out")
-    if isinstance(recipe, LinearProbe | MlpProbe) and (axes := [axis for axis, values in recipe.grid if values]):
+    if isinstance(recipe, Probe) and (axes := [axis for axis, values in recipe.grid if values]):
         problems.append(f"recipes.{name}.grid ({', '.join(axes)}) and search both choose; leave the grid out")
         return None, problems
     space = settings.space

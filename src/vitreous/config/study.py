@@ -13,11 +13,13 @@ from pydantic import (
     model_validator,
 )
 
+from vitreous.config.attentive_probe import AttentiveProbe
 from vitreous.config.data import Data
 from vitreous.config.ensembles import Ensemble, ensemble_problems
 from vitreous.config.losses import loss_problem
 from vitreous.config.metrics import METRICS_OF, MetricName
 from vitreous.config.model import Frozen
+from vitreous.config.pixel_recipes import Augment
 from vitreous.config.recipes import Recipe
 from vitreous.config.search import SearchConfig
 from vitreous.config.search_space import Search, resolve_search
@@ -76,11 +78,43 @@ class EncoderConfig(Frozen):
 
 
 class Features(Frozen):
-    """What is kept of the tokens of a volume."""
+    """What is kept of the tokens of a volume, image or clip.
 
-    pooling: Literal["mean", "max", "cls", "grid"] = "mean"
+    Args:
+        pooling: to one vector; `grid` keeps a coarser grid of tokens, `tokens` every token. Recipes on tokens read the
+            cells or the tokens, recipes on vectors the flattened cells or the mean of the tokens.
+        views: augmented views of each training sample whose tokens are kept too, changed by `augment`.
+    """
+
+    pooling: Literal["mean", "max", "cls", "grid", "tokens"] = "mean"
     grid: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
+    views: Annotated[int, Field(ge=0, le=64)] = 0
+    augment: Augment = Augment()
+
+    @property
+    def vector_pooling(self) -> Literal["mean", "max", "cls", "grid"]:
+        """How tokens become the vector that recipes on vectors read."""
+        return "mean" if self.pooling == "tokens" else self.pooling
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether recipes on tokens find any."""
+        return self.pooling in ("tokens", "grid")
+
+    @model_serializer(mode="wrap")
+    def _effective(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without views where there are none."""
+        without = {"views", "augment"} if self.views == 0 else set()
+        return {name: value for name, value in dump(self).items() if name not in without}
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> "Features":
+        if (self.views > 0) == self.augment.is_off:
+            raise ValueError("features.views, a number, and features.augment, what changes them, go together")
+        if self.views and not self.keeps_tokens:
+            raise ValueError("features.views are views of tokens; set features.pooling to tokens or grid")
+        return self
 
     @model_validator(mode="after")
     def _grid_given(self) -> "Features":
@@ -296,6 +330,14 @@ class StudyConfig(Frozen):
             for name in self.recipes
             if re.fullmatch(r"(fold|seed)\d+", name)
         ]
+        on_tokens = [name for name, recipe in self.recipes.items() if isinstance(recipe, AttentiveProbe)]
+        if on_tokens and not self.features.keeps_tokens:
+            problems.append(
+                f"recipes.{on_tokens[0]}: reads tokens, and features.pooling: {self.features.pooling} keeps one "
+                "vector; set it to tokens, or to grid with features.grid"
+            )
+        if self.features.views and not on_tokens:
+            problems.append("features.views has no effect: no recipe reads tokens; leave it out")
         task = self.data.task
         if self.metric not in METRICS_OF[task]:
             kind = "one class a sample" if task == "multi_class" else "several labels a sample"

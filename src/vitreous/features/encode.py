@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vitreous.core.errors import CircumstanceError, InputError, StorageError
 from vitreous.core.input_spec import AnySpec
 from vitreous.core.progress import Advance, no_progress
+from vitreous.core.streams import stream_seed
 from vitreous.core.threads import map_ahead
 from vitreous.encoders.encoder import Encoder
 from vitreous.features.pixel_store import PixelStore
-from vitreous.features.pooling import pool_tokens
+from vitreous.features.pooling import coarse_tokens, pool_tokens
 from vitreous.features.store import EncodedFile, FeatureStore
+from vitreous.features.token_store import EncodedTokens, TokenStore, files_per_shard
+from vitreous.inputs.augmentation import AugmentSettings, augment
 from vitreous.inputs.prepare import Decoded, describe_decoded, describe_prepared, finish_input, prepare_input
 
 
@@ -42,13 +46,26 @@ class Request:
 
 @dataclass(frozen=True)
 class EncoderTask:
-    """One encoder, where its features go, the ids of the files it still has to see, and volumes a forward pass."""
+    """One encoder, where its features go, and volumes a forward pass.
+
+    Args:
+        store: of vectors, or None where only tokens are wanted.
+        missing: ids of the files whose vectors are missing.
+        tokens: of tokens, if wanted, and the ids of the files whose tokens are missing.
+    """
 
     name: str
     encoder: Encoder
-    store: FeatureStore
-    missing: frozenset[str]
+    store: FeatureStore | None
+    missing_vectors: frozenset[str]
     batch_size: int = 1
+    tokens: TokenStore | None = None
+    missing_tokens: frozenset[str] = frozenset()
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Ids of the files it still has to see."""
+        return self.missing_vectors | self.missing_tokens
 
     @property
     def spec(self) -> AnySpec:
@@ -117,7 +134,11 @@ class _ShardWriter:
     """Collects the rows of one encoder and writes them in shards of a fixed number of files."""
 
     def __init__(self, task: EncoderTask, *, shard_size: int, device: torch.device) -> None:
+        if task.tokens is not None:
+            t, h, w = task.tokens.space.grid or task.encoder.grid
+            shard_size = min(shard_size, files_per_shard(t * h * w, task.encoder.width))
         self.task, self.shard_size, self.device = task, shard_size, device
+        self.tokens: dict[str, npt.NDArray[np.float32]] = {}
         self.spec_key = _spec_key(task.spec)
         self.rows: list[EncodedFile] = []
         self.waiting: list[tuple[int, torch.Tensor]] = []
@@ -131,7 +152,7 @@ class _ShardWriter:
             case InputError() as error:
                 self.rows.append(EncodedFile(file_id, None, statistics, type(error).__name__, str(error)))
             case torch.Tensor() as tensor:
-                self.waiting.append((len(self.rows), tensor))
+                self.waiting.append((len(self.rows), self._viewed(tensor, file_id)))
                 self.rows.append(EncodedFile(file_id, None, statistics))
         self.num_seen += 1
         # by the file's place in its shard, so that no boundary moves when a file could not be used or a pass is resumed
@@ -141,25 +162,52 @@ class _ShardWriter:
         elif place % self.task.batch_size == 0:
             self._encode()
 
+    def _viewed(self, prepared_CDHW: torch.Tensor, file_id: str) -> torch.Tensor:
+        view = None if self.task.tokens is None else self.task.tokens.space.view
+        if view is None:
+            return prepared_CDHW
+        chance = stream_seed(0, "view", view.number, file_id)
+        return augment(prepared_CDHW, AugmentSettings(**view.augment), self.task.spec, chance)
+
     def flush(self) -> None:
         self._encode()
         if self.rows:
-            self.task.store.write_shard(self.rows)
+            self._write()
             self.num_written += len(self.rows)
-            self.rows = []
+            self.rows, self.tokens = [], {}
+
+    def _write(self) -> None:
+        task = self.task
+        if task.store is not None and (rows := [row for row in self.rows if row.file_id in task.missing_vectors]):
+            task.store.write_shard(rows)
+        if task.tokens is not None and (rows := [row for row in self.rows if row.file_id in task.missing_tokens]):
+            task.tokens.write_shard(
+                [
+                    EncodedTokens(row.file_id, self.tokens.get(row.file_id), row.statistics, row.exception, row.message)
+                    for row in rows
+                ]
+            )
 
     def _encode(self) -> None:
         if not self.waiting:
             return
-        space = self.task.store.space
-        batch_BCDHW = _stack([tensor for _, tensor in self.waiting], self.task.spec).to(self.device)
+        task = self.task
+        batch_BCDHW = _stack([tensor for _, tensor in self.waiting], task.spec).to(self.device)
+        kept_BTD = None
         with torch.inference_mode():
-            tokens = self.task.encoder(batch_BCDHW)
-            features_BD = pool_tokens(tokens, space.pooling, space.grid).cpu().numpy()
-        for (row, _), features_D in zip(self.waiting, features_BD, strict=True):
+            tokens = task.encoder(batch_BCDHW)
+            if task.tokens is not None:
+                kept_BTD = coarse_tokens(tokens, task.tokens.space.grid).float().cpu().numpy()
+            if task.store is not None:
+                features_BD = pool_tokens(tokens, task.store.space.pooling, task.store.space.grid).cpu().numpy()
+            else:
+                features_BD = pool_tokens(tokens, "mean").cpu().numpy()  # only to see whether it is finite
+        for place, ((row, _), features_D) in enumerate(zip(self.waiting, features_BD, strict=True)):
             before = self.rows[row]
             if np.isfinite(features_D).all():
                 self.rows[row] = EncodedFile(before.file_id, features_D, before.statistics)
+                if kept_BTD is not None and before.file_id in task.missing_tokens:
+                    self.tokens[before.file_id] = kept_BTD[place]
             else:
                 self.rows[row] = EncodedFile(
                     before.file_id,

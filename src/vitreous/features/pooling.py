@@ -10,6 +10,19 @@ from vitreous.encoders.encoder import Tokens
 Pooling = Literal["mean", "max", "cls", "grid"]
 
 
+def coarse_tokens(tokens: Tokens, coarse_grid: tuple[int, int, int] | None) -> torch.Tensor:
+    """Tokens (B, T, D) of a coarser grid, cells in row-major order, each the mean of its tokens; None keeps all.
+
+    Raises:
+        ValueError: as :func:`pool_tokens`.
+    """
+    if coarse_grid is None:
+        return tokens.tokens_BND.to(torch.promote_types(tokens.tokens_BND.dtype, torch.float32))
+    cells = coarse_grid[0] * coarse_grid[1] * coarse_grid[2]
+    flat_BF = pool_tokens(tokens, "grid", coarse_grid)
+    return flat_BF.view(len(flat_BF), cells, -1)
+
+
 def pool_tokens(tokens: Tokens, pooling: Pooling, coarse_grid: tuple[int, int, int] | None = None) -> torch.Tensor:
     """Pool in float32 whatever the tokens' format, but in float64 where they have it.
 

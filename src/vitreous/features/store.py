@@ -166,7 +166,7 @@ class FeatureStore:
         for index, row in enumerate(rows):
             if row.features_D is not None:
                 features_ND[index] = row.features_D
-        stored = _to_bf16_bits(features_ND) if self.space.dtype == "bf16" else features_ND
+        stored = to_bf16_bits(features_ND) if self.space.dtype == "bf16" else features_ND
         column = (
             pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), width)
             if width
@@ -195,7 +195,7 @@ class FeatureStore:
         return features_ND
 
 
-def _to_bf16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+def to_bf16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Round to nearest even; Arrow has no bfloat16, so its 16 bits are kept as unsigned integers."""
     bits = values.view(np.uint32)
     rounded: npt.NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -12,6 +12,7 @@ from vitreous.core.errors import SampleError
 from vitreous.core.label_sets import Task, memberships, num_label_values
 from vitreous.core.predictions import Aggregate
 from vitreous.core.streams import numpy_stream
+from vitreous.features.token_store import TokenRows
 from vitreous.recipes.class_weights import (
     ClassWeights,
     class_weight_vector,
@@ -36,6 +37,7 @@ class FeatureSet:
         aggregate: what scores and class counts go by: participants, or with ``none`` rows, of which those of one
             participant may then differ in their labels.
         task: whether a row has one class, or any number of labels.
+        tokens: of the rows, for recipes that read them in place of the features.
     Raises:
         ValueError: the arrays do not fit together.
     """
@@ -46,11 +48,14 @@ class FeatureSet:
     weight_N: FloatArray
     aggregate: Aggregate = "mean_probability"
     task: Task = "multi_class"
+    tokens: TokenRows | None = None
 
     def __post_init__(self) -> None:
         if self.features_ND.ndim != 2:
             raise ValueError(f"features must have the axes (rows, features); got the shape {self.features_ND.shape}.")
         lengths = {"y": len(self.y_N), "patient_id": len(self.patient_id_N), "weight": len(self.weight_N)}
+        if self.tokens is not None:
+            lengths["tokens"] = len(self.tokens)
         if wrong := {name: length for name, length in lengths.items() if length != len(self.features_ND)}:
             raise ValueError(f"features have {len(self.features_ND)} rows, but {wrong}.")
 

@@ -4,10 +4,10 @@ Axes: K active member, A member of the program (active or stopped), S seed, Q cl
 N row, B row of a batch, D feature, H unit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,16 @@ class TrainingRows:
     targets_NC: Tensor | None
     positive_QC: Tensor
     labels: FeatureSet
+
+
+class Heads(Protocol):
+    """Members of one architecture, their tensors stacked along the first axis."""
+
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+    def select(self, member_idx: Tensor) -> None:
+        """Keep only these members, in this order."""
 
 
 @dataclass
@@ -135,15 +145,7 @@ class GridProgram:
         self._device = train.x_ND.device
         self._num_classes = num_classes
         self._bounds = batch_bounds(len(train.x_ND), settings.batch_size)
-        self._heads = StackedHeads(
-            [member.seed for member in members],
-            num_features=train.x_ND.shape[1],
-            hidden=members[0].hidden,
-            num_classes=num_classes,
-            batch_norm=members[0].batch_norm,
-            dtype=train.x_ND.dtype,
-            device=self._device,
-        )
+        self._heads = self._make_heads()
         self._optimizer = StackedAdamW(
             self._heads.parameters,
             [member.learning_rate for member in members],
@@ -151,6 +153,19 @@ class GridProgram:
         )
         self._best = {name: value.detach().clone() for name, value in self._state()}
         self._activate(np.arange(len(members)))
+
+    def _make_heads(self) -> Heads:
+        member = self._members[0]
+        self._stacked = StackedHeads(
+            [one.seed for one in self._members],
+            num_features=self._train.x_ND.shape[1],
+            hidden=member.hidden,
+            num_classes=self._num_classes,
+            batch_norm=member.batch_norm,
+            dtype=self._train.x_ND.dtype,
+            device=self._device,
+        )
+        return self._stacked
 
     @property
     def _is_full_batch(self) -> bool:
@@ -210,11 +225,11 @@ class GridProgram:
         loss_KN = train.x_ND.new_empty(num_members, num_rows)
         correct_KCN = train.x_ND.new_empty(num_members, 1 if train.targets_NC is None else self._num_classes, num_rows)
         schedule = 0.0
+        self._begin_epoch(epoch, order_SN)
         for step, (begin, end) in enumerate(self._bounds):
             rows_SB = order_SN[:, begin:end]
             rows_KB = rows_SB[self._seed_K]
-            inputs, keep = self._inputs(epoch, step, rows_SB)
-            logits_KCB = self._heads.logits(inputs, self._sizes, keep_KHB=keep)
+            logits_KCB = self._train_logits(epoch, step, rows_SB)
             loss_KB = self._losses(logits_KCB, train, rows_KB)
             weight_KB = train.weight_QN[self._policy_K[:, None], rows_KB]
             # the members' losses share no parameter, so the sum's gradient is each member's own
@@ -235,6 +250,19 @@ class GridProgram:
         weight_KN = train.weight_QN[self._policy_K[:, None], order_KN] if is_drawn else train.weight_QN[self._policy_K]
         loss_K = (loss_KN * weight_KN).sum(dim=1) / weight_KN.sum(dim=1)
         return schedule, _numbers(loss_K), _numbers(self._train_accuracy(correct_KCN, order_KN if is_drawn else None))
+
+    def _begin_epoch(self, epoch: int, order_SN: Tensor) -> None:
+        """Features are in memory: there is nothing to fetch ahead."""
+
+    def _train_logits(self, epoch: int, step: int, rows_SB: Tensor) -> Tensor:
+        """Shape (K, C, B), in training mode."""
+        inputs, keep = self._inputs(epoch, step, rows_SB)
+        return self._stacked.logits(inputs, self._sizes, keep_KHB=keep)
+
+    def _val_logits(self) -> Iterator[tuple[int, Tensor]]:
+        """The first row and the logits (K, C, B) of each part of val, in order."""
+        for begin in range(0, len(self._val.x_ND), VAL_ROWS):
+            yield begin, self._stacked.logits([self._val.x_ND[begin : begin + VAL_ROWS]], [len(self._active)])
 
     def _order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         num_rows = len(self._train.x_ND)
@@ -300,9 +328,8 @@ class GridProgram:
         """Per active member: weighted loss, and balanced accuracy per patient; of labels mAP too."""
         val, num_members = self._val, len(self._active)
         probs, losses = [], []
-        for begin in range(0, len(val.x_ND), VAL_ROWS):
-            rows_B = torch.arange(begin, min(begin + VAL_ROWS, len(val.x_ND)), device=self._device)
-            logits_KCB = self._heads.logits([val.x_ND[begin : begin + VAL_ROWS]], [num_members])
+        for begin, logits_KCB in self._val_logits():
+            rows_B = torch.arange(begin, begin + logits_KCB.shape[2], device=self._device)
             losses.append(self._losses(logits_KCB, val, rows_B.expand(num_members, -1)))
             probs.append(logits_KCB.softmax(dim=1) if val.targets_NC is None else logits_KCB.sigmoid())
         weight_KN = val.weight_QN[self._policy_K]

@@ -13,6 +13,7 @@ Axes: N row (volume), D feature, C class or label, Q class-weight policy, U what
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def fit_probe_grid(
         UserError: every member diverged.
     """
     check_feature_sets(train, val, num_classes)
-    _check_members(members, settings)
+    check_members(members, settings)
     policies = list(dict.fromkeys(member.class_weights for member in members))
     class_weight_QC = np.stack([class_weights_of(train, policy, num_classes) for policy in policies])
     standardiser = fit_standardiser(train.features_ND, train.weight_N)
@@ -94,11 +95,21 @@ def fit_probe_grid(
             member, outcome.best_epoch, val_score, outcome.history, tensors, standardiser.num_constant,
             outcome.diverged_epoch,
         ))  # fmt: skip
-    _check_any_converged(fitted)
+    check_any_converged(fitted)
     return fitted
 
 
-def _check_members(members: Sequence[ProbeMember], settings: ProbeSettings) -> None:
+class Trained(Protocol):
+    """What is asked of every trained head."""
+
+    @property
+    def member(self) -> ProbeMember: ...
+    @property
+    def diverged_epoch(self) -> int | None: ...
+
+
+def check_members(members: Sequence[ProbeMember], settings: ProbeSettings) -> None:
+    """Raise ValueError for members that are missing, repeated or do not fit the settings."""
     if not members:
         raise ValueError("the grid has no members.")
     if repeated := len(members) - len(set(members)):
@@ -107,7 +118,8 @@ def _check_members(members: Sequence[ProbeMember], settings: ProbeSettings) -> N
         raise ValueError("batch_norm cannot learn from batches of one row; raise batch_size.")
 
 
-def _check_any_converged(fitted: Sequence[FittedProbe]) -> None:
+def check_any_converged(fitted: Sequence[Trained]) -> None:
+    """Raise UserError where every member diverged."""
     if any(probe.diverged_epoch is None for probe in fitted):
         return
     smallest = min(probe.member.learning_rate for probe in fitted)

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vitreous.config.attentive_probe import AttentiveProbe
 from vitreous.config.losses import Asymmetric, CrossEntropy, Focal, Ordinal
 from vitreous.config.pixel_recipes import PixelRecipe
-from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
+from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe, Probe
 from vitreous.config.recipes import Recipe
 from vitreous.config.study import KFolds, StudyConfig
-from vitreous.core.errors import RunError
+from vitreous.core.errors import ConfigError, RunError
 from vitreous.core.files import replacing, write_json
 from vitreous.core.finding import Finding
 from vitreous.core.fingerprints import fingerprint, hash_bytes
@@ -27,6 +28,9 @@ from vitreous.core.predictions import Aggregate, Predictions
 from vitreous.core.progress import progress_bar
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.task_scores import score_rows, with_chosen_thresholds
+from vitreous.features.token_store import TokenRows
+from vitreous.recipes.attentive_heads import AttentionShape
+from vitreous.recipes.attentive_probe import FittedAttentive, fit_attentive_grid, tokens_of
 from vitreous.recipes.floors import fit_majority, shuffled_labels
 from vitreous.recipes.grid_losses import LossSettings
 from vitreous.recipes.probe_grid import FeatureSet, FittedProbe, ProbeMember, ProbeSettings, fit_probe_grid
@@ -34,7 +38,7 @@ from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logi
 from vitreous.recipes.selection import Selection, select_member
 from vitreous.study.adapt_pixels import PixelRun, adapt_on_pixels
 from vitreous.study.ensembles import adapt_ensembles
-from vitreous.study.floors import row_features
+from vitreous.study.floors import RowInputs, row_features
 from vitreous.study.grid_choice import (
     FittedGrid,
     inner_partitions,
@@ -47,8 +51,12 @@ from vitreous.study.grid_choice import (
 )
 from vitreous.study.heads import Head, is_finished, write_head, write_tensors
 from vitreous.study.partitions import Partition, feature_set
-from vitreous.study.row import PIXELS, Row, is_on_pixels
+from vitreous.study.row import PIXELS, Row, is_on_pixels, is_on_tokens
 
+Fitted = FittedProbe | FittedReference | FittedAttentive
+
+# of what ``model.json`` says of an encoder, what holds for heads on its tokens
+TOKENS = "tokens"
 # what decides a head besides its settings; raised when the training of heads changes its numbers
 TRAINING_VERSION = 1
 
@@ -72,8 +80,8 @@ def adapt_all(
     on_features = [row for row in rows if not is_on_pixels(row.recipe) and row.ensemble is None]
     with progress_bar("Adapting", len(on_features)) as advance:
         for row in on_features:
-            matrices = [row_features(row, partition, run.features, columns) for partition in partitions]
-            _adapt(run, row, partitions, matrices, _describe_model(row, models))
+            fed = [row_features(row, partition, run.features, columns) for partition in partitions]
+            _adapt(run, row, partitions, fed, _describe_model(row, models))
             advance(1)
     for row in rows:
         for partition in partitions:
@@ -84,7 +92,10 @@ def adapt_all(
 
 def _describe_model(row: Row, models: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """What ``model.json`` says of the input; a floor other than pixels has no encoder there, so that none predicts."""
-    about = {} if row.features_of is None else models[row.features_of]
+    about = {} if row.features_of is None else dict(models[row.features_of])
+    of_tokens = about.pop(TOKENS, {})
+    if is_on_tokens(row.recipe):
+        about |= of_tokens
     if row.floor is None or row.floor == PIXELS:
         return about
     return {**{name: value for name, value in about.items() if name != "encoder"}, "floor": row.floor}
@@ -94,28 +105,27 @@ def _adapt(
     run: PixelRun,
     row: Row,
     partitions: Sequence[Partition],
-    matrices: Sequence[npt.NDArray[np.float32]],
+    fed: Sequence[RowInputs],
     model: Mapping[str, Any],
 ) -> None:
     """Fit one row in every round, choose in each, and keep the best of its grid over all folds."""
     config, samples = run.config, run.features.samples
     units = [
-        _unit(run, row, partition, partitions, matrix_ND, model)
-        for partition, matrix_ND in zip(partitions, matrices, strict=True)
+        _unit(run, row, partition, partitions, inputs, model) for partition, inputs in zip(partitions, fed, strict=True)
     ]
     best_folder, best_unit = run.directory.best_of_grid(row.encoder, row.recipe_name), fingerprint(units)
     is_pooled = not pools_val(config, row.recipe) or is_best_of_grid_finished(best_folder, best_unit)
     grids = []
-    for partition, matrix_ND, unit in zip(partitions, matrices, units, strict=True):
+    for partition, inputs, unit in zip(partitions, fed, units, strict=True):
         folders = {seed: run.directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for seed in row.seeds}
         is_done = all(is_finished(folder, unit) for folder in folders.values())
         if is_done and is_pooled:
             continue
-        grid = _fit_grid(run, row, partition, matrix_ND)
+        grid = _fit_grid(run, row, partition, inputs)
         grids.append(grid)
         if not is_done:
             inner = inner_partitions(partition, partitions)[1:] if is_nested(config, row.recipe) else []
-            rounds = [grid, *(_fit_grid(run, row, one, matrix_ND) for one in inner)]
+            rounds = [grid, *(_fit_grid(run, row, one, inputs) for one in inner)]
             _choose(config, row, rounds, folders, unit=unit, model=model)
     if not is_pooled:
         ids = samples["sample_id"].to_numpy(np.str_)
@@ -128,7 +138,7 @@ def _unit(
     row: Row,
     partition: Partition,
     partitions: Sequence[Partition],
-    matrix_ND: npt.NDArray[np.float32],
+    inputs: RowInputs,
     model: Mapping[str, Any],
 ) -> str:
     """Fingerprint of all that decides the heads of one round."""
@@ -146,7 +156,7 @@ def _unit(
             "samples": run.features.samples["sample_id"].to_numpy()[seen].tolist(),
             "split": partition.split_N[seen].tolist(),
             "y": partition.y_N[seen].tolist(),
-            "features": hash_bytes(np.ascontiguousarray(matrix_ND[seen]).tobytes()),
+            "features": _identify(inputs, seen),
             **nested,
         }
     )
@@ -156,11 +166,9 @@ def _plain_recipe(row: Row) -> dict[str, Any]:
     return {} if row.recipe is None else row.recipe.model_dump(mode="json")
 
 
-def _fit_grid(run: PixelRun, row: Row, partition: Partition, matrix_ND: npt.NDArray[np.float32]) -> FittedGrid:
+def _fit_grid(run: PixelRun, row: Row, partition: Partition, inputs: RowInputs) -> FittedGrid:
     config, samples = run.config, run.features.samples
-    train, val = (
-        feature_set(partition, split, samples, matrix_ND, config.data.aggregate) for split in ("train", "val")
-    )
+    train, val = (feature_set(partition, split, samples, inputs, config.data.aggregate) for split in ("train", "val"))
     val_ids = samples["sample_id"].to_numpy(np.str_)[partition.rows("val")]
     fitted = fit_row(row, train, val, len(config.data.classes), run.runtime.device)
     return FittedGrid(fitted, [predict_val(one, val, val_ids, config.data.classes) for one in fitted])
@@ -193,16 +201,21 @@ def _choose(
         write_head(folders[seed], head, unit=unit, model=model, recipe=_plain_recipe(row))
 
 
-def fit_row(
-    row: Row, train: FeatureSet, val: FeatureSet, num_classes: int, device: str
-) -> Sequence[FittedProbe | FittedReference]:
+def _identify(inputs: RowInputs, seen_N: npt.NDArray[np.bool_]) -> str:
+    """A fingerprint of what a row is fed; tokens, which may not fit into memory, are known by their content keys."""
+    if isinstance(inputs, TokenRows):
+        return fingerprint(inputs.select(np.flatnonzero(seen_N)).identity)
+    return hash_bytes(np.ascontiguousarray(inputs[seen_N]).tobytes())
+
+
+def fit_row(row: Row, train: FeatureSet, val: FeatureSet, num_classes: int, device: str) -> Sequence[Fitted]:
     """Every member of a row's grid with every seed.
 
     The floor of shuffled labels permutes those of training patients anew for each seed; val keeps its own.
     """
     if not row.is_shuffled:
         return _fit(row.recipe, row.seeds, train, val, num_classes, device)
-    fitted: list[FittedProbe | FittedReference] = []
+    fitted: list[Fitted] = []
     for seed in row.seeds:
         members = _fit(row.recipe, (seed,), shuffled_labels(train, seed), val, num_classes, device)
         fitted += [replace(one, seed=seed) if isinstance(one, FittedReference) else one for one in members]
@@ -211,7 +224,7 @@ def fit_row(
 
 def _fit(
     recipe: Recipe | None, seeds: Sequence[int], train: FeatureSet, val: FeatureSet, num_classes: int, device: str
-) -> Sequence[FittedProbe | FittedReference]:
+) -> Sequence[Fitted]:
     match recipe:
         case None:
             return [fit_majority(train, val, num_classes=num_classes)]
@@ -224,6 +237,15 @@ def _fit(
                 num_classes=num_classes,
                 device=device,
             )
+        case AttentiveProbe() as probe:
+            return fit_attentive_grid(
+                train,
+                val,
+                grid_members(probe, seeds),
+                attention_shape(probe, train, num_classes),
+                probe_settings(probe),
+                device=device,
+            )
         case LogisticRegression(C=Cs, class_weights=class_weights):
             return fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
         case Knn(k=ks, distance=distance):
@@ -233,7 +255,34 @@ def _fit(
     assert_never(recipe)
 
 
-def grid_members(probe: LinearProbe | MlpProbe, seeds: Sequence[int]) -> list[ProbeMember]:
+def attention_shape(probe: AttentiveProbe, train: FeatureSet, num_classes: int) -> AttentionShape:
+    """The architecture of a recipe's heads on these tokens."""
+    return shape_of(probe, tokens_of(train).shape[1], num_classes)
+
+
+def shape_of(probe: AttentiveProbe, width: int, num_classes: int) -> AttentionShape:
+    """The architecture of a recipe's heads on tokens of this width.
+
+    Raises:
+        ConfigError: the tokens' width is no multiple of the heads of the blocks.
+    """
+    hidden = probe.hidden if probe.blocks == 1 else width
+    if hidden % probe.heads:
+        raise ConfigError(
+            f"attentive_probe: blocks have the tokens' width, and {width} is no multiple of heads: {probe.heads}."
+        )
+    return AttentionShape(
+        width,
+        hidden,
+        probe.heads,
+        1 if probe.queries == "shared" else num_classes,
+        num_classes,
+        probe.blocks,
+        probe.head_width if probe.head == "mlp" else None,
+    )
+
+
+def grid_members(probe: Probe, seeds: Sequence[int]) -> list[ProbeMember]:
     """Every combination of the axes under `grid` with every seed; an axis left out takes the recipe's own value."""
     grid = probe.grid
     axes = itertools.product(
@@ -250,7 +299,7 @@ def grid_members(probe: LinearProbe | MlpProbe, seeds: Sequence[int]) -> list[Pr
     ]
 
 
-def probe_settings(probe: LinearProbe | MlpProbe) -> ProbeSettings:
+def probe_settings(probe: Probe) -> ProbeSettings:
     """How all members of a recipe's grid are trained."""
     return ProbeSettings(
         epochs=probe.epochs,
@@ -260,10 +309,11 @@ def probe_settings(probe: LinearProbe | MlpProbe) -> ProbeSettings:
         min_delta=probe.min_delta,
         loss=loss_settings(probe),
         sampler=probe.sampler,
+        **({"max_member_bytes": int(probe.max_member_gb * 10**9)} if isinstance(probe, AttentiveProbe) else {}),
     )
 
 
-def loss_settings(probe: LinearProbe | MlpProbe) -> LossSettings:
+def loss_settings(probe: Probe) -> LossSettings:
     """The loss of a recipe's heads."""
     match probe.loss:
         case CrossEntropy():
@@ -278,12 +328,19 @@ def loss_settings(probe: LinearProbe | MlpProbe) -> LossSettings:
 
 
 def predict_val(
-    one: FittedProbe | FittedReference, val: FeatureSet, val_ids: npt.NDArray[np.str_], classes: tuple[str, ...]
+    one: Fitted, val: FeatureSet, val_ids: npt.NDArray[np.str_], classes: tuple[str, ...]
 ) -> Predictions | None:
     """Predictions of the val samples; None of a member that diverged."""
     if one.diverged_epoch is not None:
         return None
-    return Predictions(val_ids, val.patient_id_N, val.y_N, one.predict_logits(val.features_ND), classes, task=val.task)
+    return Predictions(val_ids, val.patient_id_N, val.y_N, logits_of(one, val), classes, task=val.task)
+
+
+def logits_of(one: Fitted, rows: FeatureSet) -> npt.NDArray[np.float64]:
+    """Logits (N, C) of a trained head on the kind of features it reads."""
+    if isinstance(one, FittedAttentive):
+        return one.predict_logits(tokens_of(rows))
+    return one.predict_logits(rows.features_ND)
 
 
 def score_on_val(predictions: Predictions | None, metric: str, aggregate: Aggregate) -> float | Undefined:
@@ -299,7 +356,7 @@ def score_on_val(predictions: Predictions | None, metric: str, aggregate: Aggreg
 
 def _write_selection(
     folder: Path,
-    fitted: Sequence[FittedProbe | FittedReference],
+    fitted: Sequence[Fitted],
     scores: Sequence[float | Undefined],
     chosen: Selection,
     luck: Mapping[str, Any] | None,
@@ -341,7 +398,7 @@ def _write_selection(
     )
 
 
-def _find_unconverged(chosen: Sequence[FittedProbe | FittedReference]) -> list[Finding]:
+def _find_unconverged(chosen: Sequence[Fitted]) -> list[Finding]:
     stopped = [one for one in chosen if isinstance(one, FittedReference) and not one.converged]
     if not stopped:
         return []

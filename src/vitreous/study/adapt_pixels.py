@@ -252,7 +252,7 @@ def make_model(config: StudyConfig, opened: OpenedEncoder, recipe: PixelRecipe, 
     """
     model = PixelModel(
         _trainable_encoder(config, opened, recipe, seed),
-        pooling=config.features.pooling,
+        pooling=config.features.vector_pooling,
         coarse_grid=config.features.grid,
         num_classes=len(config.data.classes),
         head=recipe.head,

@@ -21,6 +21,7 @@ from vitreous.encoders.encoder import FORWARD_VERSION, Encoder
 from vitreous.features.encode import EncoderTask, PassSummary, PixelTask, Request, encode_missing, files_in_use
 from vitreous.features.pixel_store import PixelSpace, PixelStore
 from vitreous.features.store import EncodedFile, FeatureSpace, FeatureStore
+from vitreous.features.token_store import TokenRows, TokenSpace, TokenStore, View
 from vitreous.inputs.clip_preprocessing import CLIP_PREPROCESSING_VERSION
 from vitreous.inputs.image_files import IMAGE_DECODER_VERSION
 from vitreous.inputs.image_preprocessing import IMAGE_PREPROCESSING_VERSION
@@ -32,7 +33,7 @@ from vitreous.storage.locks import exclusive
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.leak_gate import describe_gate, finish_gate, pass_gate_before_encoding
-from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
+from vitreous.study.row import encoders_on_pixels, encoders_on_tokens, frozen_encoders, rows_of
 from vitreous.study.runtime import Runtime, resolve_runtime
 
 SHARD_SIZE = 64  # files a shard: at most this many are encoded again after a kill
@@ -46,6 +47,7 @@ class StudyFeatures:
         samples: rows of the cohort that every encoder could use; `weight` is 1 / (usable volumes of the patient).
         file_ids: content identity of each row's file.
         features: per frozen encoder (N, D) float32, rows as in `samples`.
+        tokens: per encoder whose tokens are wanted, those of the rows of `samples`.
         pixels: per encoder that is trained on pixels, where its prepared inputs lie.
         quarantined: sample_id, patient_id, relative, exception, message.
         statistics: facts of each decoded volume, by sample id.
@@ -55,6 +57,7 @@ class StudyFeatures:
     samples: pd.DataFrame
     file_ids: tuple[str, ...]
     features: Mapping[str, npt.NDArray[np.float32]]
+    tokens: Mapping[str, TokenRows]
     pixels: Mapping[str, PixelStore]
     quarantined: pd.DataFrame
     statistics: pd.DataFrame
@@ -68,7 +71,7 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
         weights_hash=encoder.weights_hash,
         encoder_options={"family": encoder.family, **opened.options, **_layer_of(encoder)},
         spec=encoder.spec,
-        pooling="mean" if encoder.family == "pixels" else config.features.pooling,
+        pooling="mean" if encoder.family == "pixels" else config.features.vector_pooling,
         grid=None if encoder.family == "pixels" else config.features.grid,
         precision=runtime.precision,
         dtype=config.features.dtype,
@@ -81,6 +84,20 @@ def feature_store(config: StudyConfig, runtime: Runtime, data: OpenedData, opene
 def _layer_of(encoder: Encoder) -> dict[str, int]:
     """Part of the feature key where the tokens are those of an earlier block."""
     return {} if encoder.layer is None else {"layer": encoder.layer}
+
+
+def token_stores(
+    config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder, *, with_views: bool = True
+) -> list[TokenStore]:
+    """Where the tokens of one encoder of this study lie: of the files as they are, then of each view."""
+    vectors = feature_store(config, runtime, data, opened).space
+    strengths = config.features.augment.model_dump(mode="json")
+    augment = {name: tuple(value) if isinstance(value, list) else value for name, value in strengths.items() if value}
+    views = [View(number, augment) for number in range(1, config.features.views + 1 if with_views else 1)]
+    return [
+        TokenStore(Path(config.store).expanduser(), TokenSpace(vectors, config.features.grid, view))
+        for view in [None, *views]
+    ]
 
 
 def feature_width(config: StudyConfig, encoder: Encoder) -> int:
@@ -115,6 +132,8 @@ def encode_study(
     encoders: Sequence[OpenedEncoder],
     *,
     frozen: Collection[str] | None = None,
+    on_tokens: Collection[str] = (),
+    with_views: bool = True,
     on_pixels: Collection[str] = (),
     load_input: Callable[[Request, Path], Decoded] | None = None,
     progress: Advance | None = None,
@@ -123,6 +142,8 @@ def encode_study(
 
     Args:
         frozen: names of the encoders whose features are wanted; all if left out.
+        on_tokens: names of the encoders whose tokens are wanted.
+        with_views: of training samples keep the augmented views too, which prediction does not need.
         on_pixels: names of the encoders whose prepared inputs are wanted, for recipes that train on them.
         load_input: in place of the data's own.
         progress: called once per file that is read; a bar of its own is shown if left out.
@@ -132,39 +153,84 @@ def encode_study(
     """
     is_frozen = {opened.name: frozen is None or opened.name in frozen for opened in encoders}
     stores = {one.name: feature_store(config, runtime, data, one) for one in encoders if is_frozen[one.name]}
+    tokens = {
+        one.name: token_stores(config, runtime, data, one, with_views=with_views)
+        for one in encoders
+        if one.name in on_tokens
+    }
     pixels = {one.name: pixel_store(config, data, one) for one in encoders if one.name in on_pixels}
     asked = [request.file_id for request in data.requests]
     with ExitStack() as locks:
         # one job encodes a feature space at a time; who waits finds the work done. Sorted, so that no ring of waiting
         folders = {*(store.folder for store in stores.values()), *(store.folder for store in pixels.values())}
+        folders |= {store.folder for views in tokens.values() for store in views}
         for folder in sorted(folders):
             locks.enter_context(exclusive(folder / ".lock"))
         tasks: list[EncoderTask | PixelTask] = [
-            *_encoder_tasks(runtime, encoders, stores, frozenset(asked)),
+            *_encoder_tasks(runtime, encoders, stores, tokens, frozenset(asked)),
+            *_view_tasks(runtime, encoders, tokens, training_files(data)),
             *_pixel_tasks(encoders, pixels, frozenset(asked)),
         ]
         summary = _encode_missing(config, runtime, data, tasks, load_input or data.load_input, progress)
         rows = {name: dict(zip(asked, store.read(asked), strict=True)) for name, store in stores.items()}
         facts = {name: dict(zip(asked, store.read_facts(asked), strict=True)) for name, store in pixels.items()}
-    return _gather(data, rows, facts, pixels, summary)
+        for name, views in tokens.items():
+            facts[f"tokens of {name}"] = dict(zip(asked, views[0].read_facts(asked), strict=True))
+            for number, store in enumerate(views[1:], start=1):
+                of_view = zip(asked, store.read_facts(asked), strict=True)
+                trained = training_files(data)
+                facts[f"view {number} of {name}"] = {file: fact for file, fact in of_view if file in trained}
+    return _gather(data, rows, facts, tokens, pixels, summary)
 
 
 def _encoder_tasks(
     runtime: Runtime,
     encoders: Sequence[OpenedEncoder],
     stores: Mapping[str, FeatureStore],
+    tokens: Mapping[str, Sequence[TokenStore]],
     asked: frozenset[str],
+) -> list[EncoderTask]:
+    """Vectors and tokens of one encoder come out of one forward pass."""
+    tasks = []
+    for opened in encoders:
+        store, kept = stores.get(opened.name), next(iter(tokens.get(opened.name, ())), None)
+        missing, missing_tokens = frozenset[str](), frozenset[str]()
+        if store is not None:
+            store.remove_partial()
+            missing = asked - store.known_files()
+        if kept is not None:
+            kept.remove_partial()
+            missing_tokens = asked - kept.known_files()
+        if missing or missing_tokens:
+            batch_size = runtime.batch_size_for(opened.encoder.spec)
+            tasks.append(
+                EncoderTask(opened.name, opened.encoder, store, missing, batch_size, kept, missing_tokens)
+                if missing_tokens
+                else EncoderTask(opened.name, opened.encoder, store, missing, batch_size)
+            )
+    return tasks
+
+
+def _view_tasks(
+    runtime: Runtime,
+    encoders: Sequence[OpenedEncoder],
+    tokens: Mapping[str, Sequence[TokenStore]],
+    trained: frozenset[str],
 ) -> list[EncoderTask]:
     tasks = []
     for opened in encoders:
-        if opened.name not in stores:
-            continue
-        store = stores[opened.name]
-        store.remove_partial()
-        if missing := asked - store.known_files():
-            batch_size = runtime.batch_size_for(opened.encoder.spec)
-            tasks.append(EncoderTask(opened.name, opened.encoder, store, missing, batch_size))
+        for number, store in enumerate(tokens.get(opened.name, ())[1:], start=1):
+            store.remove_partial()
+            if missing := trained - store.known_files():
+                name, batch_size = f"{opened.name} view {number}", runtime.batch_size_for(opened.encoder.spec)
+                tasks.append(EncoderTask(name, opened.encoder, None, frozenset(), batch_size, store, missing))
     return tasks
+
+
+def training_files(data: OpenedData) -> frozenset[str]:
+    """Contents of samples that train; with folds all of them do, in some round."""
+    is_trained = data.cohort.samples["split"].isin(["train", ""]).to_numpy()
+    return frozenset(data.file_ids.to_numpy()[is_trained].tolist())
 
 
 def _pixel_tasks(
@@ -213,6 +279,7 @@ def _gather(
     data: OpenedData,
     rows: Mapping[str, Mapping[str, EncodedFile | None]],
     facts: Mapping[str, Mapping[str, EncodedFile | None]],
+    tokens: Mapping[str, Sequence[TokenStore]],
     pixels: Mapping[str, PixelStore],
     summary: PassSummary,
 ) -> StudyFeatures:
@@ -245,7 +312,8 @@ def _gather(
     }
     first = next(iter([*rows.values(), *facts.values()]))
     statistics = pd.DataFrame([dict(_row(first[file_id]).statistics) for file_id in ids], index=usable["sample_id"])
-    return StudyFeatures(usable, tuple(ids), features, pixels, quarantined, statistics, summary)
+    kept_tokens = {name: TokenRows(views, ids.tolist()) for name, views in tokens.items()}
+    return StudyFeatures(usable, tuple(ids), features, kept_tokens, pixels, quarantined, statistics, summary)
 
 
 def check_usable(config: StudyConfig, features: StudyFeatures, num_samples: int) -> None:
@@ -303,6 +371,7 @@ def print_encode(study: str, overrides: Sequence[str]) -> None:
             data,
             encoders,
             frozen=frozen_encoders(rows),
+            on_tokens=encoders_on_tokens(rows),
             on_pixels=encoders_on_pixels(rows),
             load_input=load_input,
         )

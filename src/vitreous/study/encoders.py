@@ -1,9 +1,11 @@
 """A study's encoders, opened: every checkpoint is read and checked before any work starts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitreous.config.attentive_probe import AttentiveProbe
 from vitreous.config.study import EncoderConfig, StudyConfig
 from vitreous.core.errors import ConfigError, UserError
 from vitreous.core.fingerprints import fingerprint
@@ -105,6 +107,12 @@ def _open(
     coarse = config.features.grid
     if coarse is not None and any(cells > tokens for cells, tokens in zip(coarse, built.grid, strict=True)):
         raise ConfigError(f"features.grid {list(coarse)} is finer than this encoder's token grid {list(built.grid)}.")
+    on_tokens = [name for name, recipe in config.recipes.items() if isinstance(recipe, AttentiveProbe)]
+    if on_tokens and math.prod(built.grid) == 1:
+        raise ConfigError(
+            f"this encoder (family {encoder.family}) gives no tokens but one vector, and recipes.{on_tokens[0]} "
+            "attends to tokens. Take linear_probe or mlp_probe for it, in a study of its own."
+        )
     return OpenedEncoder(
         name, built, source, dict(encoder.options), tuple(sorted(encoder.input)), is_floor=encoder.random is not None
     )

@@ -17,7 +17,8 @@ from vitreous.core.input_spec import item_noun
 from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.task_scores import co_occurrence, score_rows, true_co_occurrence
-from vitreous.recipes.probe_logits import probe_logits
+from vitreous.features.token_store import TokenRows
+from vitreous.recipes.probe_outputs import kept_logits
 from vitreous.reports.figures import confusion_matrix_svg
 from vitreous.study.encode import StudyFeatures
 from vitreous.study.ensembles import average_test_logits, member_folders
@@ -87,8 +88,10 @@ def _test_logits(
 ) -> npt.NDArray[np.float64]:
     if is_on_pixels(row.recipe):
         return read_test_logits(folder, sample_ids, classes)
-    features_ND = row_features(row, partition, features, columns)
-    return probe_logits(read_tensors(folder), features_ND[partition.rows("test")])
+    inputs = row_features(row, partition, features, columns)
+    test_rows = partition.rows("test")
+    of_test = inputs.select(test_rows) if isinstance(inputs, TokenRows) else inputs[test_rows]
+    return kept_logits(read_tensors(folder), of_test)
 
 
 def _write_scores(folder: Path, test: Predictions, data: Data) -> None:

@@ -25,6 +25,7 @@ from vitreous.core.progress import progress_bar
 from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.task_scores import with_chosen_thresholds
+from vitreous.recipes.attentive_probe import FittedAttentive
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.recipes.selection import select_member
 from vitreous.study.adapt import TRAINING_VERSION, fit_row, predict_val, score_on_val
@@ -128,6 +129,7 @@ def adapt_few_shot(
     with progress_bar("Few-shot curves", len(work)) as advance:
         for row, partition in work:
             matrix_ND = row_features(row, partition, run.features, columns)
+            assert isinstance(matrix_ND, np.ndarray)  # rows on tokens have no curve
             _adapt_row(run, row, run.config.few_shot, partition, matrix_ND, models[row.features_of or ""])
             advance(1)
 
@@ -283,6 +285,7 @@ def _fit_one(
     cut = with_chosen_thresholds(predicted, predicted.scored(config.data.aggregate))
     thresholds = None if cut.thresholds_NC is None else dict(zip(classes, cut.thresholds_NC[0].tolist(), strict=True))
     told = replace(drawn, setting=chosen.settings, val=float(score), thresholds=thresholds)
+    assert not isinstance(chosen, FittedAttentive)  # rows on tokens have no curve
     return told, chosen.predict_logits(test_ND)
 
 

@@ -13,14 +13,19 @@ from vitreous.config.study import StudyConfig
 from vitreous.core.errors import SampleError
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import Modality, item_noun
+from vitreous.features.token_store import TokenRows
 from vitreous.recipes.floors import ColumnEncoding, fit_column_encoding, typed_columns, why_not_a_column
 from vitreous.samples.cohort import Cohort
 from vitreous.study.encode import StudyFeatures
 from vitreous.study.encoders import has_pixels_floor
 from vitreous.study.partitions import Partition
-from vitreous.study.row import COLUMNS, PIXELS, Row
+from vitreous.study.row import COLUMNS, PIXELS, Row, is_on_tokens
 
 CODE = "floor_not_run"
+
+
+# vectors, or tokens that are read when they are needed
+RowInputs = npt.NDArray[np.float32] | TokenRows
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,10 @@ def encode_columns(
     return encoding, encoding.features(table)
 
 
-def row_features(
-    row: Row, partition: Partition, features: StudyFeatures, columns: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """What a row on features is fed: (N, D), rows as in ``features.samples``."""
+def row_features(row: Row, partition: Partition, features: StudyFeatures, columns: Sequence[str]) -> RowInputs:
+    """What a row on features is fed: (N, D), or tokens; rows as in ``features.samples``."""
     if row.floor == COLUMNS:
         return encode_columns(partition, features, columns)[1]
     if row.features_of is None:
         return np.zeros((len(features.samples), 1), np.float32)  # the majority floor looks at labels alone
-    return features.features[row.features_of]
+    return features.tokens[row.features_of] if is_on_tokens(row.recipe) else features.features[row.features_of]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
+from vitreous.config.probe_recipes import Knn, LogisticRegression, Probe
 from vitreous.config.recipes import Recipe
 from vitreous.config.study import KFolds, StudyConfig
 from vitreous.core.files import write_json
@@ -22,6 +22,7 @@ from vitreous.core.undefined import Undefined
 from vitreous.evidence.intervals import mean_scores, resample_weights
 from vitreous.evidence.optimism import GridOptimism, grid_optimism
 from vitreous.evidence.task_scores import with_chosen_thresholds
+from vitreous.recipes.attentive_probe import FittedAttentive
 from vitreous.recipes.probe_grid import FittedProbe
 from vitreous.recipes.references import FittedReference
 from vitreous.study.partitions import Partition
@@ -40,7 +41,7 @@ class FittedGrid:
         val_preds: of each member on the round's val samples; None where it diverged.
     """
 
-    fitted: Sequence[FittedProbe | FittedReference]
+    fitted: Sequence[FittedProbe | FittedReference | FittedAttentive]
     val_preds: Sequence[Predictions | None]
 
 
@@ -61,7 +62,7 @@ class BestOfGrid:
 
 def count_settings(recipe: Recipe | None) -> int:
     """Settings that are chosen between, seeds aside."""
-    return recipe.num_settings if isinstance(recipe, LinearProbe | MlpProbe | LogisticRegression | Knn) else 1
+    return recipe.num_settings if isinstance(recipe, Probe | LogisticRegression | Knn) else 1
 
 
 def inner_partitions(partition: Partition, partitions: Sequence[Partition]) -> list[Partition]:

@@ -16,7 +16,7 @@ from vitreous.core.errors import LocationError, StudyMismatchError, UserError
 from vitreous.core.input_spec import Modality
 from vitreous.core.label_sets import Task
 from vitreous.study.data import OpenedData, open_cache, s3_options
-from vitreous.study.encode import feature_store
+from vitreous.study.encode import feature_store, token_stores
 from vitreous.study.encoders import OpenedEncoder, load_source
 from vitreous.study.heads import SCHEMA_VERSION, read_model
 from vitreous.study.run_directory import RunDirectory, differing_keys, flatten_keys, kept_study
@@ -162,7 +162,10 @@ def check_feature_space(model: ModelFolder, runtime: Runtime, data: OpenedData, 
         StudyMismatchError: they would not be; with the keys that differ.
     """
     kept = dict(model.facts["feature_space"])
-    now = feature_store(model.config, runtime, data, opened).space.describe()
+    if kept["pooling"] == "tokens":
+        now = token_stores(model.config, runtime, data, opened, with_views=False)[0].space.describe()
+    else:
+        now = feature_store(model.config, runtime, data, opened).space.describe()
     for values in (kept, now):
         values.pop("declared", None)
     if different := differing_keys(flatten_keys(kept), flatten_keys(now)):
@@ -208,7 +211,11 @@ def _implied_study(facts: Mapping[str, Any]) -> StudyConfig:
             "data": {**data, "classes": facts["classes"]},
             "encoders": {"encoder": source},
             "recipes": {"recipe": {"kind": "linear_probe"}},
-            "features": {"pooling": space["pooling"], "grid": space["grid"], "dtype": space["dtype"]},
+            "features": {
+                "pooling": "grid" if space["grid"] else space["pooling"],
+                "grid": space["grid"],
+                "dtype": space["dtype"],
+            },
         },
         where="model.json",
     )

@@ -15,6 +15,7 @@ from vitreous.config.study import EachDomain, Folds, KFolds, LeaveOut
 from vitreous.core.errors import RunError
 from vitreous.core.label_sets import memberships
 from vitreous.core.predictions import Aggregate
+from vitreous.features.token_store import TokenRows
 from vitreous.recipes.feature_set import FeatureSet
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.folds import each_domain_cohorts, fold_cohorts, leave_one_out_cohorts
@@ -111,15 +112,21 @@ def _partition(fold: int | None, cohort: Cohort, usable: pd.Series | None) -> Pa
 
 
 def feature_set(
-    partition: Partition, split: str, samples: pd.DataFrame, features_ND: npt.NDArray[np.float32], aggregate: Aggregate
+    partition: Partition,
+    split: str,
+    samples: pd.DataFrame,
+    features: npt.NDArray[np.float32] | TokenRows,
+    aggregate: Aggregate,
 ) -> FeatureSet:
     """The rows of one split, ready for a probe."""
     rows = partition.rows(split)
+    tokens = features.select(rows) if isinstance(features, TokenRows) else None
     return FeatureSet(
-        features_ND[rows],
+        np.zeros((len(rows), 1), np.float32) if isinstance(features, TokenRows) else features[rows],
         partition.y_N[rows],
         samples["patient_id"].to_numpy(np.str_)[rows],
         samples["weight"].to_numpy(np.float64)[rows],
         aggregate,
         partition.cohort.task,
+        tokens,
     )

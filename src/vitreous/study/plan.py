@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitreous.config.attentive_probe import AttentiveProbe
 from vitreous.config.compose import load_study
 from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import LinearProbe, MlpProbe
@@ -18,13 +19,14 @@ from vitreous.config.study import KFolds, StudyConfig
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import PictureSpec, item_noun
 from vitreous.encoders.encoder import Encoder
+from vitreous.recipes.attentive_probe import estimate_attentive_flops, member_bytes, split_members
 from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate_probe_memory
 from vitreous.study.account import count_participants, pivot_counts
-from vitreous.study.adapt import grid_members, probe_settings
+from vitreous.study.adapt import grid_members, probe_settings, shape_of
 from vitreous.study.adapt_pixels import check_pixel_recipes, check_pixel_rows
 from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
-from vitreous.study.encode import feature_store, feature_width
+from vitreous.study.encode import feature_store, feature_width, token_stores, training_files
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.few_shot import check_few_shot, few_shot_rows
 from vitreous.study.floors import plan_floors
@@ -32,7 +34,7 @@ from vitreous.study.grid_choice import count_settings, is_nested
 from vitreous.study.leak_gate import LeakGate
 from vitreous.study.partitions import make_partitions
 from vitreous.study.pixel_cost import PixelPlan, plan_pixel_rows
-from vitreous.study.row import Row, encoders_on_pixels, frozen_encoders, rows_of
+from vitreous.study.row import Row, encoders_on_pixels, encoders_on_tokens, frozen_encoders, rows_of
 from vitreous.study.runtime import Runtime, resolve_runtime
 
 _LISTED = 10
@@ -45,8 +47,8 @@ class EncoderPlan:
 
     Args:
         num_known: files whose features are kept already.
-        num_missing: files to encode.
-        feature_bytes: of the features still to be kept, before compression.
+        num_missing: files to encode; each augmented view of a file counts.
+        feature_bytes: of the features and tokens still to be kept, before compression.
     """
 
     name: str
@@ -155,9 +157,9 @@ def make_plan(config: StudyConfig) -> Plan:
         len(locations),
         sum(locations.values()),
         tuple(
-            _plan_encoder(config, runtime, data, opened, costs)
+            _plan_encoder(config, runtime, data, opened, costs, rows)
             for opened in encoders
-            if opened.name in frozen_encoders(rows)
+            if opened.name in frozen_encoders(rows) | encoders_on_tokens(rows)
         ),
         tuple(_plan_recipes(config, data, encoders)),
         tuple(
@@ -216,11 +218,27 @@ def _costs(encoders: Sequence[OpenedEncoder], runtime: Runtime, speed: float) ->
 
 
 def _plan_encoder(
-    config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder, costs: dict[str, EncoderCost]
+    config: StudyConfig,
+    runtime: Runtime,
+    data: OpenedData,
+    opened: OpenedEncoder,
+    costs: dict[str, EncoderCost],
+    rows: Sequence[Row],
 ) -> EncoderPlan:
     asked = {request.file_id for request in data.requests}
-    known = asked & feature_store(config, runtime, data, opened).known_files()
-    width = opened.encoder.width * (_cells(config) if config.features.pooling == "grid" else 1)
+    each = _BYTES_PER_FEATURE[config.features.dtype]
+    known, num_bytes, num_views = set(asked), 0, 0
+    if opened.name in frozen_encoders(rows):
+        found = asked & feature_store(config, runtime, data, opened).known_files()
+        known &= found
+        num_bytes += (len(asked) - len(found)) * feature_width(config, opened.encoder) * each
+    if opened.name in encoders_on_tokens(rows):
+        plain, *views = token_stores(config, runtime, data, opened)
+        found, trained = asked & plain.known_files(), training_files(data)
+        known &= found
+        num_views = sum(len(trained - store.known_files()) for store in views)
+        tokens = _num_tokens(config, opened.encoder) * opened.encoder.width
+        num_bytes += (len(asked) - len(found) + num_views) * tokens * each
     receipt = opened.encoder.receipt
     return EncoderPlan(
         opened.name,
@@ -229,9 +247,9 @@ def _plan_encoder(
         num_parameters(opened.encoder),
         f"{receipt.tensors_matched}/{receipt.tensors_total}",
         len(known),
-        len(asked) - len(known),
+        len(asked) - len(known) + num_views,
         costs[opened.name],
-        (len(asked) - len(known)) * width * _BYTES_PER_FEATURE[config.features.dtype],
+        num_bytes,
         opened.is_floor,
     )
 
@@ -249,14 +267,17 @@ def _cells(config: StudyConfig) -> int:
 def _plan_recipes(config: StudyConfig, data: OpenedData, encoders: Sequence[OpenedEncoder]) -> list[RecipePlan]:
     num_train, num_val, folds = _split_sizes(config, data)
     width = max(opened.encoder.width for opened in encoders) * _cells(config)
-    size = GridSize(num_train, num_val, width, len(config.data.classes))
+    num_targets = 1 if config.data.task == "multi_class" else len(config.data.classes)
+    size = GridSize(num_train, num_val, width, len(config.data.classes), num_targets=num_targets)
     plans = []
     for name, recipe in config.recipes.items():
         if isinstance(recipe, PixelRecipe):
             continue
         # nested: every fold but the one that is tested chooses once
         times = folds * (folds - 1) if is_nested(config, recipe) else folds
-        if isinstance(recipe, LinearProbe | MlpProbe):
+        if isinstance(recipe, AttentiveProbe):
+            plans.append(_plan_attentive(config, name, recipe, encoders, num_train, num_val, times))
+        elif isinstance(recipe, LinearProbe | MlpProbe):
             members, settings = grid_members(recipe, config.seeds), probe_settings(recipe)
             plans.append(
                 RecipePlan(
@@ -294,6 +315,31 @@ def _plan_few_shot(
             size = GridSize(num_train, num_val, widths[row.features_of or ""], len(config.data.classes))
             flops += times * estimate_probe_flops(members, how, size)
     return FewShotPlan(len(curves), len(settings.patients), settings.draws, num_heads, flops)
+
+
+def _plan_attentive(
+    config: StudyConfig,
+    name: str,
+    recipe: AttentiveProbe,
+    encoders: Sequence[OpenedEncoder],
+    num_train: int,
+    num_val: int,
+    folds: int,
+) -> RecipePlan:
+    """Of the widest encoder; memory of the largest part of the grid and of the batches that are read ahead."""
+    width = max(one.encoder.width for one in encoders if one.encoder.family != "pixels")
+    most = max(_num_tokens(config, one.encoder) for one in encoders if one.encoder.family != "pixels")
+    shape, settings = shape_of(recipe, width, len(config.data.classes)), probe_settings(recipe)
+    members = grid_members(recipe, config.seeds)
+    parts = split_members(len(members), settings, shape, most)
+    part = max(map(len, parts)) * member_bytes(settings, shape, most)
+    batches = 4 * 4 * (settings.batch_size or num_train) * most * width
+    flops = estimate_attentive_flops(shape, most, num_train, num_val, settings.epochs) * len(members)
+    return RecipePlan(name, recipe.kind, len(members) * folds, folds * flops, part + batches)
+
+
+def _num_tokens(config: StudyConfig, encoder: Encoder) -> int:
+    return math.prod(config.features.grid or encoder.grid)
 
 
 def print_plan(study: str, overrides: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,10 @@ from vitreous.core.fingerprints import fingerprint
 from vitreous.core.input_spec import AnySpec, PictureSpec, item_noun
 from vitreous.core.predictions import Predictions
 from vitreous.core.progress import Advance, progress_bar
+from vitreous.encoders.encoder import Encoder
+from vitreous.features.token_store import BYTES_OF
 from vitreous.inputs.volume import DeclaredAxes
-from vitreous.recipes.probe_logits import probe_logits
+from vitreous.recipes.probe_outputs import head_reads_tokens, kept_logits
 from vitreous.study.adapt_pixels import predict_samples, read_pixel_model
 from vitreous.study.data import OpenedData, open_cache, s3_options
 from vitreous.study.encode import SHARD_SIZE, StudyFeatures, encode_study
@@ -40,6 +43,7 @@ _MAX_PIECE = 64 * SHARD_SIZE  # files
 _MAX_PREPARED_BYTES = 1 << 30  # of one piece, on disk, for models that read pixels
 _DEFAULT_IMAGE_MB, _DEFAULT_VOLUME_GB = 500.0, 2.0  # as a study has them
 
+Reads = Literal["vectors", "tokens", "pixels"]
 Logits = Callable[[StudyFeatures], npt.NDArray[np.float64]]
 
 
@@ -144,13 +148,18 @@ def _predict(
         update={"data": model.config.data.model_copy(update={"max_quarantined": 1.0})}
     )
     logits: Logits
+    on_tokens = False
     if model.recipe is None:
         tensors = read_tensors(model.path)
+        on_tokens = head_reads_tokens(tensors)
 
         def logits(features: StudyFeatures) -> npt.NDArray[np.float64]:
-            return probe_logits(tensors, features.features[opened.name])
+            return kept_logits(tensors, (features.tokens if on_tokens else features.features)[opened.name])
 
         size = _MAX_PIECE
+        if on_tokens:  # too many bytes to be kept for later
+            size = _token_piece_size(config, opened.encoder)
+            config = config.model_copy(update={"store": str(parts / "inputs")})
     else:
         recipe = model.recipe
         pixel_model = read_pixel_model(config, opened, recipe, int(model.facts["seed"]), model.path)
@@ -171,8 +180,8 @@ def _predict(
     with progress_bar("Predicting", len(samples), console) as advance:
         for rows in pieces or [samples]:
             piece = replace(data, cohort=replace(data.cohort, samples=rows))
-            on_pixels = model.recipe is not None
-            found.append(_predict_piece(config, runtime, opened, piece, logits, parts, key, advance, on_pixels))
+            reads: Reads = "pixels" if model.recipe is not None else "tokens" if on_tokens else "vectors"
+            found.append(_predict_piece(config, runtime, opened, piece, logits, parts, key, advance, reads))
     predicted, quarantined = ([one[kind] for one in found] for kind in (0, 1))
     return pd.concat(predicted, ignore_index=True), pd.concat(quarantined, ignore_index=True)
 
@@ -184,6 +193,12 @@ def _piece_size(spec: AnySpec, batch_size: int) -> int:
     return max(1, most // batch_size) * batch_size
 
 
+def _token_piece_size(config: StudyConfig, encoder: Encoder) -> int:
+    """No more tokens than the disk should hold at a time."""
+    tokens = math.prod(config.features.grid or encoder.grid)
+    return max(1, min(_MAX_PIECE, _MAX_PREPARED_BYTES // (tokens * encoder.width * BYTES_OF[config.features.dtype])))
+
+
 def _predict_piece(
     config: StudyConfig,
     runtime: Runtime,
@@ -193,7 +208,7 @@ def _predict_piece(
     parts: Path,
     key: str,
     advance: Advance,
-    on_pixels: bool,
+    reads: Reads,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     samples = data.cohort.samples
     name = fingerprint([key, data.file_ids.tolist(), samples["sample_id"].tolist()])
@@ -214,8 +229,10 @@ def _predict_piece(
         runtime,
         data,
         [opened],
-        frozen=() if on_pixels else names,
-        on_pixels=names if on_pixels else (),
+        frozen=names if reads == "vectors" else (),
+        on_tokens=names if reads == "tokens" else (),
+        with_views=False,
+        on_pixels=names if reads == "pixels" else (),
         progress=count,
     )
     rows = features.samples[["sample_id", "patient_id"]].copy()

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vitreous.config.attentive_probe import AttentiveProbe
 from vitreous.config.ensembles import Ensemble
 from vitreous.config.pixel_recipes import PixelRecipe
-from vitreous.config.probe_recipes import LinearProbe, LogisticRegression, MlpProbe, ProbeGrid
+from vitreous.config.probe_recipes import LinearProbe, LogisticRegression, Probe, ProbeGrid
 from vitreous.config.recipes import Recipe
 from vitreous.config.study import StudyConfig
 from vitreous.recipes.floors import FLOOR_CS
@@ -123,12 +124,17 @@ def _row(
 
 
 def _is_seeded(recipe: Recipe | None) -> bool:
-    return isinstance(recipe, LinearProbe | MlpProbe | PixelRecipe)
+    return isinstance(recipe, Probe | PixelRecipe)
 
 
 def is_on_pixels(recipe: Recipe | None) -> bool:
     """Whether the recipe trains on pixels or voxels rather than on features."""
     return isinstance(recipe, PixelRecipe)
+
+
+def is_on_tokens(recipe: Recipe | None) -> bool:
+    """Whether the recipe reads all kept tokens of a sample rather than one vector."""
+    return isinstance(recipe, AttentiveProbe)
 
 
 def encoders_on_pixels(rows: Sequence[Row]) -> frozenset[str]:
@@ -137,5 +143,11 @@ def encoders_on_pixels(rows: Sequence[Row]) -> frozenset[str]:
 
 
 def frozen_encoders(rows: Sequence[Row]) -> frozenset[str]:
-    """Names of the encoders whose features some row needs."""
-    return frozenset(row.features_of for row in rows if row.features_of is not None and not is_on_pixels(row.recipe))
+    """Names of the encoders whose vectors some row needs."""
+    others = (row for row in rows if not is_on_pixels(row.recipe) and not is_on_tokens(row.recipe))
+    return frozenset(row.features_of for row in others if row.features_of is not None)
+
+
+def encoders_on_tokens(rows: Sequence[Row]) -> frozenset[str]:
+    """Names of the encoders whose tokens some row needs."""
+    return frozenset(row.features_of for row in rows if is_on_tokens(row.recipe) and row.features_of is not None)

@@ -25,7 +25,7 @@ from vitreous.study.heads import read_model
 from vitreous.study.row import MAJORITY, Row, is_on_pixels
 from vitreous.study.run_directory import RunDirectory
 
-_LEARNED = ("layers.", "norms.")
+_LEARNED = ("layers.", "norms.", "attentive.query")
 _NOT_LEARNED = ("running_mean", "running_var")
 
 

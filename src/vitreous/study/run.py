@@ -17,7 +17,7 @@ from vitreous.reports.leaderboard_tables import leaderboard_frame, render_termin
 from vitreous.reports.trackers import check_tracker
 from vitreous.storage.locks import exclusive
 from vitreous.study.account import write_account
-from vitreous.study.adapt import adapt_all
+from vitreous.study.adapt import TOKENS, adapt_all
 from vitreous.study.adapt_pixels import PixelRun, check_pixel_recipes, check_pixel_rows
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.domains import write_rounds
@@ -27,6 +27,7 @@ from vitreous.study.encode import (
     encode_study,
     feature_store,
     feature_width,
+    token_stores,
     write_data_errors,
 )
 from vitreous.study.encoders import OpenedEncoder, open_encoders
@@ -37,7 +38,7 @@ from vitreous.study.leak_gate import describe_gate, finish_gate, pass_gate_befor
 from vitreous.study.partitions import check_partitions, make_partitions
 from vitreous.study.provenance import cohort_fingerprint, describe_run
 from vitreous.study.report import write_outputs
-from vitreous.study.row import encoders_on_pixels, frozen_encoders, rows_of
+from vitreous.study.row import encoders_on_pixels, encoders_on_tokens, frozen_encoders, rows_of
 from vitreous.study.rows import write_rows
 from vitreous.study.run_directory import RunDirectory, claim
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -104,6 +105,7 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
                 data,
                 encoders,
                 frozen=frozen_encoders(rows),
+                on_tokens=encoders_on_tokens(rows),
                 on_pixels=encoders_on_pixels(rows),
                 load_input=load_input,
             )
@@ -121,7 +123,10 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
         check_few_shot(config, partitions, features.samples["sample_id"].tolist())
         by_name = {opened.name: opened for opened in encoders}
         run = PixelRun(config, runtime, directory, by_name, features, console)
-        models = {opened.name: _describe_model(config, runtime, data, opened) for opened in encoders}
+        on_tokens = encoders_on_tokens(rows)
+        models = {
+            one.name: _describe_model(config, runtime, data, one, with_tokens=one.name in on_tokens) for one in encoders
+        }
         adapt_all(run, rows, partitions, models, floors.columns)
         adapt_few_shot(run, rows, partitions, models, floors.columns)
         evaluate_all(config, directory, rows, partitions, features, floors.columns)
@@ -131,15 +136,19 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     return Result(directory.root, leaderboard, directory.report)
 
 
-def _describe_model(config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder) -> dict[str, Any]:
+def _describe_model(
+    config: StudyConfig, runtime: Runtime, data: OpenedData, opened: OpenedEncoder, *, with_tokens: bool
+) -> dict[str, Any]:
     """What ``model.json`` says of the encoder: all that is needed to make the same features again."""
     store: FeatureStore = feature_store(config, runtime, data, opened)
+    tokens = token_stores(config, runtime, data, opened, with_views=False)[0].space
     return {
         "encoder": {"name": opened.name, **opened.source},
         "modality": data.modality,
         "feature_space": store.space.describe(),
         "feature_key": store.space.key,
         "width": feature_width(config, opened.encoder),
+        **({TOKENS: {"feature_space": tokens.describe(), "feature_key": tokens.key}} if with_tokens else {}),
     }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from vitreous.config.attentive_probe import AttentiveProbe
 from vitreous.config.pixel_recipes import PixelRecipe
 from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
 from vitreous.config.recipes import FeatureRecipe
@@ -23,15 +24,16 @@ from vitreous.core.fingerprints import fingerprint
 from vitreous.core.predictions import Predictions
 from vitreous.core.streams import stream_seed
 from vitreous.core.undefined import Undefined
+from vitreous.recipes.attentive_probe import fit_attentive_grid
 from vitreous.recipes.feature_set import FeatureSet, check_feature_sets
 from vitreous.recipes.pixel_prediction import predict_pixels
 from vitreous.recipes.pixel_stage import OnEpoch
 from vitreous.recipes.pixel_training import fit_pixels
-from vitreous.recipes.probe_grid import FittedProbe, fit_probe_grid
-from vitreous.recipes.references import FittedReference, fit_knn_sweep, fit_logistic_sweep
+from vitreous.recipes.probe_grid import fit_probe_grid
+from vitreous.recipes.references import fit_knn_sweep, fit_logistic_sweep
 from vitreous.recipes.trainable import set_trainable
 from vitreous.samples.cohort import Cohort, SealedLabels
-from vitreous.study.adapt import grid_members, probe_settings, score_on_val
+from vitreous.study.adapt import Fitted, attention_shape, grid_members, logits_of, probe_settings, score_on_val
 from vitreous.study.adapt_pixels import (
     PixelRun,
     check_pixel_recipes,
@@ -45,6 +47,7 @@ from vitreous.study.encode import StudyFeatures, check_usable, encode_study, wri
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.leak_gate import finish_gate, pass_gate_before_encoding
 from vitreous.study.partitions import Partition, feature_set
+from vitreous.study.row import is_on_tokens
 from vitreous.study.run_directory import RunDirectory
 from vitreous.study.runtime import Runtime, resolve_runtime
 
@@ -110,7 +113,8 @@ def open_problem(config: StudyConfig, search: Search, folder: Path) -> SearchPro
             runtime,
             data,
             [opened],
-            frozen=set() if search.is_on_pixels else names,
+            frozen=set() if search.is_on_pixels or is_on_tokens(search.recipe) else names,
+            on_tokens=names if is_on_tokens(search.recipe) else (),
             on_pixels=names if search.is_on_pixels else (),
             load_input=load_input,
         )
@@ -179,20 +183,21 @@ def _score_heads(problem: SearchProblem, recipe: FeatureRecipe, partition: Parti
     for one in fitted:
         predicted = None
         if one.diverged_epoch is None:
-            logits_NC = one.predict_logits(val.features_ND)
+            logits_NC = logits_of(one, val)
             predicted = Predictions(ids, val.patient_id_N, val.y_N, logits_NC, config.data.classes, task=val.task)
         scores.append(_number(score_on_val(predicted, config.metric, config.data.aggregate)))
     return scores
 
 
-def _fit_heads(
-    problem: SearchProblem, recipe: FeatureRecipe, train: FeatureSet, val: FeatureSet
-) -> Sequence[FittedProbe | FittedReference]:
-    num_classes = len(problem.config.data.classes)
+def _fit_heads(problem: SearchProblem, recipe: FeatureRecipe, train: FeatureSet, val: FeatureSet) -> Sequence[Fitted]:
+    num_classes, device = len(problem.config.data.classes), problem.runtime.device
     match recipe:
+        case AttentiveProbe():
+            members, settings = grid_members(recipe, problem.seeds), probe_settings(recipe)
+            shape = attention_shape(recipe, train, num_classes)
+            return fit_attentive_grid(train, val, members, shape, settings, device=device)
         case LinearProbe() | MlpProbe():
             members, settings = grid_members(recipe, problem.seeds), probe_settings(recipe)
-            device = problem.runtime.device
             return fit_probe_grid(train, val, members, settings, num_classes=num_classes, device=device)
         case LogisticRegression(C=Cs, class_weights=class_weights):
             return fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
@@ -262,7 +267,8 @@ def _features(problem: SearchProblem, partition: Partition, split: str) -> Featu
     samples, aggregate = problem.features.samples, problem.config.data.aggregate
     if problem.search.is_on_pixels:  # labels and owners alone
         return feature_set(partition, split, samples, np.zeros((len(samples), 1), np.float32), aggregate)
-    return feature_set(partition, split, samples, problem.features.features[problem.opened.name], aggregate)
+    kept = problem.features.tokens if is_on_tokens(problem.search.recipe) else problem.features.features
+    return feature_set(partition, split, samples, kept[problem.opened.name], aggregate)
 
 
 def _rounds(search: Search, data: OpenedData, features: StudyFeatures) -> tuple[Partition, ...]:

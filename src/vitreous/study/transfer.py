@@ -23,7 +23,7 @@ from vitreous.core.files import remove_partial_files, write_json, write_text
 from vitreous.core.finding import Finding
 from vitreous.core.predictions import Predictions
 from vitreous.evidence.calibration_shift import FIT_SHARE
-from vitreous.recipes.probe_logits import probe_logits
+from vitreous.recipes.probe_outputs import head_reads_tokens, kept_logits
 from vitreous.reports.transfer import TransferTarget
 from vitreous.reports.transfer_tables import render_transfer
 from vitreous.storage.locks import exclusive
@@ -36,13 +36,14 @@ from vitreous.study.encode import (
     describe_encoding,
     encode_study,
     feature_store,
+    token_stores,
     write_data_errors,
 )
 from vitreous.study.encoders import OpenedEncoder, open_encoders
 from vitreous.study.heads import hash_model, read_model, read_tensors
 from vitreous.study.ledger import Ledger
 from vitreous.study.provenance import cohort_fingerprint
-from vitreous.study.row import ENSEMBLE
+from vitreous.study.row import ENSEMBLE, is_on_tokens
 from vitreous.study.rows import KeptRow, read_kept_rows
 from vitreous.study.run_directory import RunDirectory, differing_keys, flatten_keys, kept_study
 from vitreous.study.runtime import Runtime, resolve_runtime
@@ -205,10 +206,14 @@ def _transfer_one(
     _claim(folder, settings)
     for inside in [folder.root, *folder.root.glob("**/")]:
         remove_partial_files(inside)
-    frozen = {row.features_of for row in rows if row.features_of is not None and not row.on_pixels}
+    on_features = [row for row in rows if not row.on_pixels]
+    frozen = {row.features_of for row in on_features if row.features_of and not _reads_tokens(target, row)}
+    on_tokens = {row.features_of for row in on_features if row.features_of and _reads_tokens(target, row)}
     on_pixels = {row.encoder for row in rows if row.on_pixels}
     _check_feature_spaces(directory, target, runtime, data, encoders, rows)
-    features = encode_study(target, runtime, data, encoders, frozen=frozen, on_pixels=on_pixels)
+    features = encode_study(
+        target, runtime, data, encoders, frozen=frozen, on_tokens=on_tokens, with_views=False, on_pixels=on_pixels
+    )
     write_data_errors(folder.data_errors, features.quarantined)
     check_usable(target, features, len(data.cohort.samples))
     console.print(f"{place.name}: {describe_encoding(data, features)}")
@@ -271,7 +276,11 @@ def _check_feature_spaces(
         if row.is_constant or row.on_pixels:
             continue
         kept = dict(read_model(directory.unit(row.encoder, row.recipe, row.seeds[0], row.folds[0]))["feature_space"])
-        now = feature_store(target, runtime, data, by_name[row.features_of or ""]).space.describe()
+        source = by_name[row.features_of or ""]
+        if kept["pooling"] == "tokens":
+            now = token_stores(target, runtime, data, source, with_views=False)[0].space.describe()
+        else:
+            now = feature_store(target, runtime, data, source).space.describe()
         for values in (kept, now):
             values.pop("declared", None)
         if different := differing_keys(flatten_keys(kept), flatten_keys(now)):
@@ -374,9 +383,14 @@ def _predict_missing(
 
 
 def _predict_on_features(unit: Unit, features: StudyFeatures) -> npt.NDArray[np.float64]:
-    nothing_ND = np.zeros((len(features.samples), 1), np.float32)
-    features_ND = nothing_ND if unit.row.features_of is None else features.features[unit.row.features_of]
-    return probe_logits(read_tensors(unit.folder), features_ND)
+    tensors, source = read_tensors(unit.folder), unit.row.features_of
+    if source is None:
+        return kept_logits(tensors, np.zeros((len(features.samples), 1), np.float32))
+    return kept_logits(tensors, (features.tokens if head_reads_tokens(tensors) else features.features)[source])
+
+
+def _reads_tokens(config: StudyConfig, row: KeptRow) -> bool:
+    return row.recipe in config.recipes and is_on_tokens(config.recipes[row.recipe])
 
 
 def _predict_on_pixels(
