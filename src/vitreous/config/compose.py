@@ -1,6 +1,7 @@
 """YAML and overrides in, validated study out. Hydra composes, pydantic judges."""
 
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -105,9 +106,7 @@ def _describe(details: Any) -> str:
     key = ".".join(shown)
     match details["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(shown[-1], known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(sorted(known))}."
-            return f"{key}: unknown key; {hint}"
+            return f"{key}: unknown key; {_suggest(shown[-1], shown[:-1], known)}"
         case "missing":
             return f"{key}: required, but not given."
         case "union_tag_invalid" | "union_tag_not_found":
@@ -115,6 +114,33 @@ def _describe(details: Any) -> str:
         case "value_error":
             return f"{key or 'the whole'}: {details['msg'].removeprefix('Value error, ')}"
     return f"{key}: {details['msg'][0].lower()}{details['msg'][1:]}; got {details['input']!r}."
+
+
+def _suggest(name: str, above: Sequence[str], known: set[str]) -> str:
+    """The nearest key of the same place, the places where a key of this name stands, or all keys of this place."""
+    close = difflib.get_close_matches(name, known, n=1)
+    places = sorted({place for place in _places_of(name) if place != ".".join(above)})
+    said = [f"did you mean {close[0]!r}?"] if close else []
+    said += [f"{name!r} stands under {', '.join(places)}."] if places and not (close and close[0] == name) else []
+    return " ".join(said) or f"known keys are {', '.join(sorted(known))}."
+
+
+@functools.cache
+def _places_of(name: str) -> tuple[str, ...]:
+    """Where in a study a key of this name may stand, such as ``recipes.NAME.grid``; ``the top`` is the top level."""
+    found: list[str] = []
+
+    def visit(model: type[BaseModel], place: str) -> None:
+        if name in model.model_fields:
+            found.append(place or "the top")
+        for field_name, field in model.model_fields.items():
+            below = f"{place}.{field_name}" if place else field_name
+            is_named = typing.get_origin(field.annotation) is dict
+            for inner in dict.fromkeys(_models_in(field.annotation)):
+                visit(inner, f"{below}.NAME" if is_named else below)
+
+    visit(StudyConfig, "")
+    return tuple(dict.fromkeys(found))
 
 
 def _walk(location: Sequence[str]) -> tuple[list[str], set[str]]:

@@ -419,6 +419,12 @@ def _task_problems(name: str, recipe: Recipe, task: Task) -> list[str]:
     return problems
 
 
-# Keys that say where things are kept or shown, or what is tolerated, not what is computed: a run continues under other
-# values of them.
-PLACES = frozenset({"runs", "store", "cache", "tracker", "workers", "leaks"})
+# Keys that change no number, each with why: a run continues under other values of them, and says so.
+PLACES = {
+    "runs": "where run directories lie",
+    "store": "where features are kept",
+    "cache": "where copies of remote files are kept",
+    "tracker": "where the leaderboard is shown once more",
+    "workers": "how many threads decode files",
+    "leaks": "which leaks are accepted by name; a refusal or the report says so",
+}

@@ -24,7 +24,7 @@ from vitreous.study.report import print_joint_leaderboard
 from vitreous.study.run import run_study
 
 _LONGEST_NAME = 150
-_UNTOLD = PLACES | {"name"}
+_UNTOLD = {*PLACES, "name"}
 _OURS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.chdir", "hydra.output_subdir")
 
 

@@ -93,7 +93,8 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
     check_few_shot(config, make_partitions(data.cohort, config.folds))
     gate = pass_gate_before_encoding(config, data, encoders, runtime.workers)
     with exclusive(directory.root / ".lock"):  # a second process on the same run waits, then finds it done
-        claim(directory, config, provenance)
+        for sentence in claim(directory, config, provenance):
+            console.print(sentence)
         for folder in [directory.root, *directory.root.glob("**/")]:
             remove_partial_files(folder)
         for opened in encoders:

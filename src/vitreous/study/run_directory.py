@@ -13,6 +13,8 @@ from vitreous.config.study import PLACES, StudyConfig
 from vitreous.core.errors import StudyMismatchError, UserError
 from vitreous.core.files import write_json, write_text
 
+_REFRESH = "data.refresh_listing"
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -62,8 +64,11 @@ class RunDirectory:
         return self.root / "receipts" / f"{encoder}.json"
 
 
-def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str, Any]) -> None:
+def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str, Any]) -> list[str]:
     """Make the directory this study's, or check that it already is.
+
+    Returns:
+        A sentence for each key that differs from the first start and changes no number, with why.
 
     Args:
         directory: where the run lives.
@@ -75,9 +80,11 @@ def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str,
         StudyMismatchError: other settings or other data made the directory; names the keys that differ.
     """
     settings = resolved_settings(config)
+    idle: list[str] = []
     if directory.study_yaml.exists():
-        kept = _comparable(yaml.safe_load(directory.study_yaml.read_text()))
-        now = _comparable(settings)
+        first = yaml.safe_load(directory.study_yaml.read_text())
+        idle = idle_differences(first, settings)
+        kept, now = comparable_settings(first), comparable_settings(settings)
         if directory.provenance.exists():
             kept |= flatten_keys(json.loads(directory.provenance.read_text())["hashes"], "content")
             now |= flatten_keys(provenance["hashes"], "content")
@@ -91,6 +98,7 @@ def claim(directory: RunDirectory, config: StudyConfig, provenance: Mapping[str,
     kept_starts = json.loads(directory.provenance.read_text())["starts"] if directory.provenance.exists() else []
     starts = [*kept_starts, *(start for start in provenance["starts"] if start not in kept_starts)]
     write_json(directory.provenance, {**provenance, "starts": starts})
+    return idle
 
 
 def kept_study(directory: RunDirectory) -> StudyConfig:
@@ -109,10 +117,23 @@ def resolved_settings(config: StudyConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"search"})
 
 
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key → value of all that decides a run's numbers."""
     flat = flatten_keys({key: value for key, value in settings.items() if key not in PLACES})
-    flat.pop("data.refresh_listing", None)
+    flat.pop(_REFRESH, None)
     return flat
+
+
+def idle_differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A sentence for each key that differs and changes no number, with why it does not."""
+    reasons = {**PLACES, _REFRESH: "whether a bucket is listed again; other files found there are another cohort"}
+    before, after = flatten_keys(kept), flatten_keys(now)
+    said = []
+    for name, why in reasons.items():
+        keys = [key for key in sorted(before.keys() | after.keys()) if key == name or key.startswith(f"{name}.")]
+        if any(before.get(key) != after.get(key) for key in keys):
+            said.append(f"{name} differs from the first start and changes no number: it says {why}.")
+    return said
 
 
 def flatten_keys(value: Any, prefix: str = "") -> dict[str, Any]:
