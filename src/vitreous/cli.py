@@ -50,6 +50,7 @@ class TargetSplit(StrEnum):
 class ExplainMethod(StrEnum):
     """How a map is made."""
 
+    attention_pooling = "attention_pooling"
     attention = "attention"
     rollout = "rollout"
     grad_attention = "grad_attention"

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from vitreous.core.errors import UserError
-from vitreous.diagnosis.explain_maps import METHODS, check_methods, explain, fitting_methods
+from vitreous.diagnosis.explain_maps import METHODS as ALL_METHODS
+from vitreous.diagnosis.explain_maps import check_methods, explain, fitting_methods
 from vitreous.diagnosis.explained_model import ExplainedModel, PooledHead
 from vitreous.encoders.catalog import build_random_encoder
 from vitreous.features.pooling import Pooling
 
+METHODS = ALL_METHODS[1:]  # all but that of attentive probes
 VIT3D = {"img_size": [4, 16, 16], "patch_size": [2, 8, 8], "embed_dim": 12, "depth": 3, "num_heads": 2}
 RETFOUND = {"img_size": [32, 32], "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_registers": 2}
 VJEPA2 = {
@@ -198,7 +200,7 @@ def test_labels_that_stand_for_themselves_are_explained_by_their_own_logit() -> 
 
 def test_a_method_that_does_not_fit_is_refused() -> None:
     model, x = make_model("resnet")
-    with pytest.raises(UserError, match=r"rollout cannot be had of this timm encoder.*gradcam"):
+    with pytest.raises(UserError, match=r"rollout cannot be had of this model with a timm encoder.*gradcam"):
         check_methods(["rollout", "gradcam"], fitting_methods(model, x), "timm")
     vit, volume = make_model("vit3d")
     assert fitting_methods(vit, volume) == METHODS

@@ -25,6 +25,7 @@ from vitreous.inputs.prepare import finish_input, prepare_input
 from vitreous.study.data import open_data
 from vitreous.study.encode import encode_study, token_stores
 from vitreous.study.encoders import open_encoders
+from vitreous.study.explain import ExplainOptions, explain_model
 from vitreous.study.plan import make_plan
 from vitreous.study.predict import predict_files
 from vitreous.study.run import Result, run_study
@@ -189,3 +190,30 @@ def test_an_encoder_without_tokens_is_refused_in_plan(done) -> None:
     changed = study(root, encoders={"small": {"family": "pixels", "random": {}}})
     with pytest.raises(ConfigError, match="gives no tokens but one vector"):
         make_plan(validate_study(changed, where="test"))
+
+
+@pytest.mark.parametrize("recipe", ["attentive", "blocks", "logistic"])
+def test_where_a_probe_looks_is_explained_with_the_rest(done, tmp_path, recipe) -> None:
+    folder = done[0] / "runs" / "attentive" / "tiny" / recipe / "seed0"
+    methods: list[Any] = [] if recipe == "attentive" else ["gradcam"]
+    options = ExplainOptions(
+        top=1, target="C2", methods=methods, attention=recipe == "attentive", steps=3, orders=5, draws=1
+    )
+    explained = explain_model(folder, tmp_path / "out", options=options)
+    table = pd.read_csv(explained.out / "explanations.csv", keep_default_na=False)
+    val = pd.read_parquet(folder / "val_preds.parquet").set_index("sample_id")
+    by_key = {key: sample_id for sample_id, key in explained.keys.items()}
+    for _, row in table.iterrows():  # from tokens that are not rounded to bf16, as the kept ones are
+        logit = val.loc[by_key[row["sample"]], "logit_C2"]
+        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=0.02)
+    if recipe != "attentive":
+        return
+    assert table["method"].iloc[0] == "attention_pooling"
+    for key in explained.keys.values():
+        heads = np.load(explained.out / key / "attention_pooling_heads.npy")
+        assert heads.shape == (3, 2, 1, 2, 2), "a query for each label, two heads, the grid"
+        np.testing.assert_allclose(heads.sum((2, 3, 4)), 1, rtol=1e-4)
+        one = np.load(explained.out / key / "attention_pooling.npy")
+        np.testing.assert_allclose(one, heads[1].mean(0), rtol=1e-5)
+    states = pd.read_csv(explained.out / "attention_samples.csv").groupby("state").size()
+    assert states.to_dict() == {"frozen": 2, "pooling": 2}

@@ -50,14 +50,14 @@ def attention_of(encoder: Encoder, x_BCDHW: torch.Tensor) -> SampleAttention:
 
     def read(attention: Attention) -> None:
         if attention.q_BHNE.shape[0] != num_frames or attention.q_BHNE.shape[2] != attention.num_tokens:
-            raise UserError(_no_attention(encoder))
+            raise UserError(no_attention(encoder))
         sizes.add(attention.num_tokens)
         layers.append(_over_frames([head_entropy(attention, frame) for frame in range(num_frames)]))
 
     with torch.no_grad(), AttentionCapture(read):
         encoder(x_BCDHW)
     if len(sizes) != 1:
-        raise UserError(_no_attention(encoder))
+        raise UserError(no_attention(encoder))
     means = np.concatenate([layer.mean_H for layer in layers])
     return SampleAttention(
         tuple(layers),
@@ -91,7 +91,8 @@ def _over_frames(frames: Sequence[HeadEntropy]) -> HeadEntropy:
     )
 
 
-def _no_attention(encoder: Encoder) -> str:
+def no_attention(encoder: Encoder) -> str:
+    """Why `--attention` cannot be had of an encoder."""
     return (
         f"--attention: this {encoder.family} encoder has no attention over all its tokens (it is convolutional, or "
         "looks inside windows). Leave the option out."

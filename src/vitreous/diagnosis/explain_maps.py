@@ -2,6 +2,7 @@
 
 | method | what | speaks of the class | needs |
 |---|---|---|---|
+| `attention_pooling` | where an attentive probe's query looks, mean over heads | with a query per label | that probe |
 | `attention` | the last block's attention, mean over heads | no | attention over all tokens |
 | `rollout` | attention followed back through all blocks, half of each the residual | no | the same |
 | `grad_attention` | the same way back, weights by what raising them does for the class | yes | the same |
@@ -30,11 +31,14 @@ import torch
 from vitreous.core.errors import UserError
 from vitreous.diagnosis.attention_capture import Attention, AttentionCapture
 from vitreous.diagnosis.attention_weights import attended, attended_by_gradient
+from vitreous.diagnosis.attentive_read_out import AttentiveReadOut
 from vitreous.diagnosis.explained_model import ExplainedModel
 from vitreous.encoders.encoder import Tokens
 
-Method = Literal["attention", "rollout", "grad_attention", "token_gradients", "gradcam"]
-METHODS: tuple[Method, ...] = ("attention", "rollout", "grad_attention", "token_gradients", "gradcam")
+Method = Literal["attention_pooling", "attention", "rollout", "grad_attention", "token_gradients", "gradcam"]
+METHODS: tuple[Method, ...] = (
+    "attention_pooling", "attention", "rollout", "grad_attention", "token_gradients", "gradcam",
+)  # fmt: skip
 ATTENTION_METHODS: frozenset[Method] = frozenset({"attention", "rollout", "grad_attention"})
 CLASS_FREE: frozenset[Method] = frozenset({"attention", "rollout"})  # the same for every class
 
@@ -45,29 +49,32 @@ Map = npt.NDArray[np.float32]
 
 def fitting_methods(model: ExplainedModel, x_BCDHW: torch.Tensor) -> tuple[Method, ...]:
     """The methods that this model allows, found by one pass over an input of its size."""
+    of_read_out: tuple[Method, ...] = ("attention_pooling",) if isinstance(model.read_out, AttentiveReadOut) else ()
     with torch.no_grad():
         hidden = _inputs_of_blocks(model, x_BCDHW[:1])
         if not _is_on_tokens(model, hidden[-1]):
-            return ("gradcam",)
+            return (*of_read_out, "gradcam")
         captured: list[Attention] = []
         with AttentionCapture(captured.append):
             model.backbone.run_blocks(hidden[-1], model.backbone.num_blocks - 1, model.backbone.num_blocks)
     if not _is_over_all_tokens(captured, hidden[-1]):
-        return ("token_gradients", "gradcam")
-    return METHODS
+        return (*of_read_out, "token_gradients", "gradcam")
+    return (*of_read_out, "attention", "rollout", "grad_attention", "token_gradients", "gradcam")
 
 
 def check_methods(asked: Sequence[Method], fitting: Sequence[Method], family: str) -> None:
     """Raise UserError where a method does not fit the model."""
     if wrong := [method for method in asked if method not in fitting]:
-        reason = (
-            "its attention is over windows, or none"
-            if set(wrong) <= ATTENTION_METHODS
-            else "it has no tokens to look at"
-        )
+        reasons = []
+        if "attention_pooling" in wrong:
+            reasons.append("its head attends to nothing")
+        if set(wrong) & ATTENTION_METHODS:
+            reasons.append("its encoder's attention is over windows, or there is none")
+        if "token_gradients" in wrong:
+            reasons.append("its encoder has no tokens")
         raise UserError(
-            f"--method: {', '.join(wrong)} cannot be had of this {family} encoder: {reason}. It allows "
-            f"{', '.join(fitting)}."
+            f"--method: {', '.join(wrong)} cannot be had of this model with a {family} encoder: {'; '.join(reasons)}. "
+            f"It allows {', '.join(fitting)}."
         )
 
 
@@ -81,13 +88,18 @@ def explain(model: ExplainedModel, x_BCDHW: torch.Tensor, target: int, methods: 
     """
     if len(x_BCDHW) != 1:
         raise ValueError(f"one input at a time; got {len(x_BCDHW)}")
-    with torch.no_grad():
-        hidden = _inputs_of_blocks(model, x_BCDHW)
-    if not _is_on_tokens(model, hidden[-1]):
-        return {"gradcam": _shaped(_grad_cam_at_end(model, x_BCDHW, target), model)}
-    walk = _Walk(model, hidden, target)
-    maps_N = walk.run(methods)
-    return {method: _shaped(maps_N[method], model) for method in methods}
+    found: dict[Method, torch.Tensor] = {}
+    if isinstance(model.read_out, AttentiveReadOut) and "attention_pooling" in methods:
+        with torch.no_grad():
+            found["attention_pooling"] = model.read_out.pooling_map(model.encoder(x_BCDHW), target)
+    if others := [method for method in methods if method != "attention_pooling"]:
+        with torch.no_grad():
+            hidden = _inputs_of_blocks(model, x_BCDHW)
+        if _is_on_tokens(model, hidden[-1]):
+            found |= _Walk(model, hidden, target).run(others)
+        else:
+            found["gradcam"] = _grad_cam_at_end(model, x_BCDHW, target)
+    return {method: _shaped(found[method], model) for method in methods}
 
 
 def _inputs_of_blocks(model: ExplainedModel, x_BCDHW: torch.Tensor) -> list[torch.Tensor]:
@@ -226,7 +238,8 @@ class _Walk:
             with torch.enable_grad(), AttentionCapture(captured.append):
                 left = self.model.backbone.run_blocks(hidden, index, index + 1)
                 score: torch.Tensor = self._log_odds(left) if gradient is None else (left * gradient).sum()
-            gradient, *of_heads = torch.autograd.grad(score, [hidden, *(one.out_BHNE for one in captured)])
+            # after the block's own attention may come that of a read-out
+            gradient, *of_heads = torch.autograd.grad(score, [hidden, *(one.out_BHNE for one in captured[:1])])
             yield _Step(
                 _frames(hidden.detach()),
                 _detached(captured[0]) if captured else None,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vitreous.core.label_sets import Task
+from vitreous.diagnosis.attentive_read_out import AttentiveReadOut
 from vitreous.encoders.encoder import Backbone, Encoder, Size3, Tokens
 from vitreous.features.pooling import Pooling, pool_tokens
 from vitreous.recipes.exported_model import ExportedModel
@@ -53,7 +54,11 @@ class ExplainedModel(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, read_out: PooledHead, classes: tuple[str, ...], task: Task = "multi_class"
+        self,
+        encoder: Encoder,
+        read_out: "PooledHead | AttentiveReadOut",
+        classes: tuple[str, ...],
+        task: Task = "multi_class",
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -21,15 +21,18 @@ from vitreous.core.input_spec import item_noun
 from vitreous.core.label_sets import encode_label_sets, name_label_set
 from vitreous.core.privacy import keyed_id, load_id_key
 from vitreous.core.progress import progress_bar
-from vitreous.diagnosis.attention_statistics import SampleAttention, attention_of
+from vitreous.diagnosis.attention_statistics import SampleAttention, attention_of, no_attention
+from vitreous.diagnosis.attentive_read_out import AttentiveReadOut, pooling_attention
 from vitreous.diagnosis.explain_maps import METHODS, Method, check_methods, fitting_methods
 from vitreous.diagnosis.explain_randomisation import RandomisedModels
 from vitreous.diagnosis.explained_model import ExplainedModel, explain_exported
 from vitreous.diagnosis.faithfulness import CheckSettings, explain_and_check
 from vitreous.encoders.encoder import Encoder
+from vitreous.recipes.probe_outputs import head_reads_tokens
 from vitreous.reports.explain_figures import Kind
-from vitreous.study.encoders import OpenedEncoder
-from vitreous.study.explain_outputs import RESULT, write_sample, write_tables
+from vitreous.study.data import open_cache, s3_options
+from vitreous.study.encoders import OpenedEncoder, load_source
+from vitreous.study.explain_outputs import RESULT, write_array, write_sample, write_tables
 from vitreous.study.explain_samples import (
     ChosenSample,
     LoadedSample,
@@ -119,8 +122,12 @@ def explain_model(
     runtime = resolve_runtime(model.config)
     opened = open_encoder(model, replace(runtime, precision="fp32"))
     check_feature_space(model, runtime, data, opened)
-    explained = explain_exported(plain_model(model, opened), model.classes, model.task).to(runtime.torch_device)
-    methods = _methods(explained, options.methods)
+    explained = _explained_model(model, opened).to(runtime.torch_device)
+    fitting = fitting_methods(explained, _blank(explained))
+    check_methods(options.methods, fitting, explained.encoder.family)
+    methods = tuple(method for method in METHODS if method in (options.methods or fitting))
+    if options.attention and not {"attention", "attention_pooling"} & set(fitting):
+        raise UserError(no_attention(explained.encoder))
     out = out or model.path / "explanations"
     _claim(out, _settings(model, options, methods, runtime.device))
     key = load_id_key()
@@ -130,7 +137,7 @@ def explain_model(
         model,
         explained,
         RandomisedModels(explained),
-        _frozen_encoder(model, opened, explained) if options.attention else None,
+        _attentive_encoders(model, opened, explained) if options.attention and "attention" in fitting else {},
         methods,
         options,
         CheckSettings(options.steps, options.orders, options.draws, runtime.batch_size_for(opened.encoder.spec)),
@@ -165,7 +172,7 @@ class _Job:
     model: ModelFolder
     explained: ExplainedModel
     randomised: RandomisedModels
-    frozen: Encoder | None
+    encoders: Mapping[str, Encoder]
     methods: tuple[Method, ...]
     options: ExplainOptions
     checks: CheckSettings
@@ -195,15 +202,24 @@ class _Job:
         remove_partial_files(folder)
         kind: Kind = self.model.modality
         by_name = {str(method): one for method, one in maps.items()}
+        if (maps_QHT := self._pooling_maps(x_BCDHW)) is not None:
+            grid = self.model.config.features.grid or self.explained.encoder.grid
+            write_array(folder / "attention_pooling_heads.npy", maps_QHT.unflatten(-1, grid).float().cpu().numpy())  # type: ignore[no-untyped-call]
         write_sample(folder, loaded, self.explained.encoder.spec, kind, by_name, facts, self._attention(x_BCDHW))
 
     def _attention(self, x_BCDHW: torch.Tensor) -> dict[str, SampleAttention]:
-        if not self.options.attention:
-            return {}
-        found = {} if self.frozen is None else {"frozen": attention_of(self.frozen, x_BCDHW)}
-        if self.model.recipe is not None:
-            found["adapted"] = attention_of(self.explained.encoder, x_BCDHW)
+        """State → attention, of the encoder's and, with `--attention`, of an attentive probe's."""
+        found = {state: attention_of(encoder, x_BCDHW) for state, encoder in self.encoders.items()}
+        maps_QHT = self._pooling_maps(x_BCDHW)
+        if self.options.attention and maps_QHT is not None:
+            found["pooling"] = pooling_attention(maps_QHT)
         return found
+
+    def _pooling_maps(self, x_BCDHW: torch.Tensor) -> torch.Tensor | None:
+        if not isinstance(self.explained.read_out, AttentiveReadOut):
+            return None
+        with torch.no_grad():
+            return self.explained.read_out.maps_QHT(self.explained.encoder(x_BCDHW))
 
 
 @dataclass(frozen=True)
@@ -235,21 +251,27 @@ def _check_kind(model: ModelFolder) -> None:
         raise UserError(f"{model.path}: the floor of pixel values has no encoder to look into; explain another row.")
 
 
-def _methods(model: ExplainedModel, asked: Sequence[Method]) -> tuple[Method, ...]:
-    """The methods asked for, or all that fit, in their usual order."""
+def _explained_model(model: ModelFolder, opened: OpenedEncoder) -> ExplainedModel:
+    """The whole network in float32; an attentive probe reads the tokens that the encoder gives, unrounded."""
+    if model.recipe is None and head_reads_tokens(tensors := read_tensors(model.path)):
+        encoder = load_source(model.source, s3_options(model.config), open_cache(model.config), trainable=True)
+        read_out = AttentiveReadOut(tensors, model.config.features.grid)
+        explained = ExplainedModel(encoder, read_out, model.classes, model.task)
+        return explained.eval().requires_grad_(False)
+    return explain_exported(plain_model(model, opened), model.classes, model.task)
+
+
+def _blank(model: ExplainedModel) -> torch.Tensor:
     spec = model.encoder.spec
-    device = next(model.parameters()).device
-    blank = torch.zeros(1, spec.channels, *spec.size_DHW, device=device)
-    fitting = fitting_methods(model, blank)
-    check_methods(asked, fitting, model.encoder.family)
-    return tuple(method for method in METHODS if method in (asked or fitting))
+    return torch.zeros(1, spec.channels, *spec.size_DHW, device=next(model.parameters()).device)
 
 
-def _frozen_encoder(model: ModelFolder, opened: OpenedEncoder, explained: ExplainedModel) -> Encoder | None:
-    """The encoder before adaptation; of a model trained from scratch there is none."""
-    if model.facts.get("from_scratch"):
-        return None
-    return opened.encoder if model.recipe is not None else explained.encoder
+def _attentive_encoders(model: ModelFolder, opened: OpenedEncoder, explained: ExplainedModel) -> dict[str, Encoder]:
+    """The encoder before adaptation, which a model from scratch has not, and after it, which a probe has not."""
+    if model.recipe is None:
+        return {"frozen": explained.encoder}
+    before = {} if model.facts.get("from_scratch") else {"frozen": opened.encoder}
+    return {**before, "adapted": explained.encoder}
 
 
 def _settings(model: ModelFolder, options: ExplainOptions, methods: Sequence[Method], device: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def write_sample(
 
     Args:
         facts: of the sample: its keyed id, split, target, probability, what was predicted.
-        attention: state of the encoder (``frozen``, ``adapted``) → its attention.
+        attention: ``frozen`` and ``adapted`` encoder, ``pooling`` of an attentive probe → its attention.
     """
     shown = ShownInput(_picture(loaded, spec), kind, _extent(loaded, spec), _title(facts))
     drawn = [_shown_map(method, one) for method, one in maps.items()]
@@ -86,7 +86,7 @@ def write_tables(out: Path, model: str) -> None:
         for result in results
         if result["rows"]
     ]
-    write_page(out / "index.html", model=model, samples=samples, attention=bool(with_attention))
+    write_page(out / "index.html", model=model, samples=samples, attention=(out / "attention.png").exists())
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str] | None = None) -> None:
@@ -132,7 +132,8 @@ def _write_attention(out: Path, results: Sequence[Mapping[str, Any]], model: str
         )
         for state in states
     ]
-    write_bytes(out / "attention.png", entropy_png(means, len(results), f"Attention of {model}"))
+    if means:
+        write_bytes(out / "attention.png", entropy_png(means, len(results), f"Attention of {model}"))
 
 
 def _attention_json(one: SampleAttention) -> dict[str, Any]:
@@ -224,10 +225,15 @@ def _extent(loaded: LoadedSample, spec: AnySpec) -> tuple[float, float, float] |
     return depth, rows, columns
 
 
+def write_array(path: Path, values: npt.NDArray[np.float32]) -> None:
+    """NPY, whole or not at all."""
+    with replacing(path) as aside, aside.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
 def _write_map(path: Path, map_THW: npt.NDArray[np.float32], loaded: LoadedSample, spec: AnySpec) -> None:
     if path.suffix == ".npy":
-        with replacing(path) as aside, aside.open("wb") as file:
-            np.save(file, map_THW, allow_pickle=False)
+        write_array(path, map_THW)
         return
     from nibabel import Nifti1Image
 
