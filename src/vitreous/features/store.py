@@ -133,24 +133,7 @@ class FeatureStore:
 
     def read(self, file_ids: Sequence[str]) -> list[EncodedFile | None]:
         """The rows of these files in the order asked for; None for a file not encoded yet."""
-        wanted = set(file_ids)
-        found: dict[str, EncodedFile] = {}
-        for shard in self._shards():
-            table = _read_shard(shard)
-            ids = table["file_id"].to_pylist()
-            rows = [row for row, file_id in enumerate(ids) if file_id in wanted and file_id not in found]
-            if not rows:
-                continue
-            features_ND = self._features(table)
-            statistics, exceptions, messages = (
-                table[name].to_pylist() for name in ("statistics", "exception", "message")
-            )
-            for row in rows:
-                features_D = None if exceptions[row] else features_ND[row]
-                found[ids[row]] = EncodedFile(
-                    ids[row], features_D, json.loads(statistics[row]), exceptions[row], messages[row]
-                )
-        return [found.get(file_id) for file_id in file_ids]
+        return read_kept(self.folder, file_ids)
 
     def remove_partial(self) -> None:
         """Remove what a killed process left half-written."""
@@ -158,7 +141,6 @@ class FeatureStore:
             remove_partial_files(self.folder)
 
     def _shards(self) -> list[Path]:
-        # sorted: should two shards hold one file, every reader takes the same one
         return sorted(self.folder.glob("shard-*.parquet"))
 
     def _table(self, rows: Sequence[EncodedFile], width: int) -> pa.Table:
@@ -184,15 +166,41 @@ class FeatureStore:
         metadata = {"schema_version": str(SCHEMA_VERSION), "features_dtype": self.space.dtype, "width": str(width)}
         return table.replace_schema_metadata(metadata)
 
-    def _features(self, table: pa.Table) -> npt.NDArray[np.float32]:
-        width = int(table.schema.metadata[b"width"])
-        if width == 0:
-            return np.zeros((table.num_rows, 0), np.float32)
-        flat = table["features"].combine_chunks().flatten().to_numpy()
-        if table.schema.metadata[b"features_dtype"] == b"bf16":
-            flat = (flat.astype(np.uint32) << 16).view(np.float32)
-        features_ND: npt.NDArray[np.float32] = flat.reshape(table.num_rows, width)
-        return features_ND
+
+def read_kept(folder: Path, file_ids: Sequence[str]) -> list[EncodedFile | None]:
+    """The rows of these files from the shards of one space's folder; None for a file that is not there.
+
+    Raises:
+        UserError: a shard cannot be read.
+    """
+    wanted = set(file_ids)
+    found: dict[str, EncodedFile] = {}
+    # sorted: should two shards hold one file, every reader takes the same one
+    for shard in sorted(folder.glob("shard-*.parquet")):
+        table = _read_shard(shard)
+        ids = table["file_id"].to_pylist()
+        rows = [row for row, file_id in enumerate(ids) if file_id in wanted and file_id not in found]
+        if not rows:
+            continue
+        features_ND = _features_of(table)
+        statistics, exceptions, messages = (table[name].to_pylist() for name in ("statistics", "exception", "message"))
+        for row in rows:
+            features_D = None if exceptions[row] else features_ND[row]
+            found[ids[row]] = EncodedFile(
+                ids[row], features_D, json.loads(statistics[row]), exceptions[row], messages[row]
+            )
+    return [found.get(file_id) for file_id in file_ids]
+
+
+def _features_of(table: pa.Table) -> npt.NDArray[np.float32]:
+    width = int(table.schema.metadata[b"width"])
+    if width == 0:
+        return np.zeros((table.num_rows, 0), np.float32)
+    flat = table["features"].combine_chunks().flatten().to_numpy()
+    if table.schema.metadata[b"features_dtype"] == b"bf16":
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    features_ND: npt.NDArray[np.float32] = flat.reshape(table.num_rows, width)
+    return features_ND
 
 
 def to_bf16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

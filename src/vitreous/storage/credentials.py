@@ -71,6 +71,26 @@ def resolve_s3_access(options: S3Options, environment: Mapping[str, str] = os.en
     return S3Access(_checked_endpoint(endpoint), region, is_anonymous, provider)
 
 
+def describe_source(options: S3Options, environment: Mapping[str, str] = os.environ) -> str:
+    """Where the keys of S3 requests come from, in words; never what they are.
+
+    Raises:
+        LocationError: as :func:`resolve_s3_access`.
+
+    >>> describe_source(S3Options(), {"AWS_NO_SIGN_REQUEST": "yes", "HOME": "/nowhere"})
+    'nobody: requests are not signed'
+    """
+    access = resolve_s3_access(options, environment)
+    if access.is_anonymous:
+        return "nobody: requests are not signed"
+    if environment.get("AWS_ACCESS_KEY_ID"):
+        return "the environment (AWS_ACCESS_KEY_ID)"
+    if access.provider is not None:
+        return "an AWS profile"
+    named = [name for name in _OWN_PROVIDERS if environment.get(name)]
+    return named[0] if named else "the machine, if it has a role: neither environment nor profile has keys"
+
+
 def _checked_endpoint(endpoint: str | None) -> str | None:
     if endpoint is None:
         return None

@@ -19,6 +19,7 @@ from vitreous.storage.staging import StagingCache
 from vitreous.study.data import s3_options
 from vitreous.study.runtime import Runtime
 
+UNTRAINED = "untrained"  # how names of encoders of the floor of random weights begin
 FLOOR = "floor"  # the encoder's name in floor rows without one
 
 
@@ -187,7 +188,7 @@ def _untrained_floors(
             continue
         covered.add(kind(one))
         taken = {other.name for other in [*opened, *floors]}
-        name = "untrained" if "untrained" not in taken else f"untrained_{one.name}"
+        name = UNTRAINED if UNTRAINED not in taken else f"{UNTRAINED}_{one.name}"
         architecture = dict(one.encoder.architecture)
         seed = stream_seed(0, "random encoder", fingerprint(architecture))
         overrides = config.encoders[one.name].input

@@ -31,6 +31,7 @@ from vitreous.reports.trackers import TrackerKind, log_run
 from vitreous.study.account import pivot_counts, read_account, read_domains
 from vitreous.study.domains import read_rounds, write_domain_matrices
 from vitreous.study.few_shot_scores import few_shot_scores
+from vitreous.study.findings import read_findings
 from vitreous.study.fold_scores import fold_scores
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.leak_gate import read_leaks
@@ -48,12 +49,17 @@ def leaderboard_of(directory: RunDirectory, config: StudyConfig) -> Leaderboard:
 
 
 def _leaderboard_of_rows(directory: RunDirectory, config: StudyConfig, rows: Sequence[RowPredictions]) -> Leaderboard:
-    leaderboard = _build_leaderboard(rows, config)
+    leaderboard = leaderboard_from(rows, config)
     accepted = [finding for finding in read_leaks(directory) if finding.title.startswith(ACCEPTED)]
     return replace(leaderboard, findings=(*accepted, *leaderboard.findings))
 
 
-def _build_leaderboard(rows: Sequence[RowPredictions], config: StudyConfig) -> Leaderboard:
+def leaderboard_from(rows: Sequence[RowPredictions], config: StudyConfig) -> Leaderboard:
+    """One leaderboard of these rows, by the metric and intervals of a study.
+
+    Raises:
+        ValueError: the rows are not about the same patients.
+    """
     return build_leaderboard(
         rows,
         metric=config.metric,
@@ -130,6 +136,7 @@ def _report_data(
             *_choice_findings(directory, kept),
             *inside,
             *_lost_patients(account, config.data.modality),
+            *(f for f in read_findings(directory) if f.severity != "info"),
         ),
         banners=(
             *(f.title for f in findings if f.code == _NO_PATIENTS),
@@ -235,7 +242,7 @@ def print_joint_leaderboard(root: Path, folders: Sequence[Path], console: Consol
         for row in read_rows(RunDirectory(folder), config):
             rows.append(replace(row, recipe=f"{row.recipe} [{folder.name}]"))
     try:
-        leaderboard = _build_leaderboard(rows, first)
+        leaderboard = leaderboard_from(rows, first)
     except ValueError as error:
         raise UserError(
             f"{root}: the jobs cannot stand in one leaderboard: {error}. Each job has its own in its folder."

@@ -117,6 +117,17 @@ def resolved_settings(config: StudyConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"search"})
 
 
+def different_settings(one: StudyConfig, other: StudyConfig) -> list[str]:
+    """Keys of two studies that differ, with both values, apart from their names and what says where things are kept."""
+    first, second = (comparable_settings(resolved_settings(config)) for config in (one, other))
+    names = sorted((first.keys() | second.keys()) - {"name"})
+    return [
+        f"{name} ({first.get(name, 'absent')!r} and {second.get(name, 'absent')!r})"
+        for name in names
+        if first.get(name, "absent") != second.get(name, "absent")
+    ]
+
+
 def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key → value of all that decides a run's numbers."""
     flat = flatten_keys({key: value for key, value in settings.items() if key not in PLACES})
