@@ -180,12 +180,19 @@ def inspect(
 @app.command()
 def doctor(
     target: Annotated[str, typer.Argument(metavar="STUDY | RUN_DIR", show_default=False)],
-    overrides: OverridesArgument = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value ... | RUN_DIR]",
+            help="Of a study: overrides. Of a run: another run to compare with.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """What is wrong, the evidence, what to run next. Exits 1 if something is."""
     from vitreous.study.doctor import print_doctor
 
-    if print_doctor(target, overrides or []):
+    if print_doctor(target, arguments or []):
         raise typer.Exit(1)
 
 

@@ -25,8 +25,8 @@ def find_poor_features(features_ND: npt.NDArray[np.float32], encoder: str) -> li
     rank = effective_rank(matrix_ND)
     dead = int((matrix_ND.max(axis=0) == matrix_ND.min(axis=0)).sum())
     evidence = (
-        f"spread {spread:.3g} of length {length:.3g}; effective rank {rank:.1f} of at most {min(num_samples - 1, width)} "
-        f"(RankMe); {dead} of {width} features constant; {num_samples} samples"
+        f"spread {spread:.3g} of length {length:.3g}; effective rank {rank:.1f} of at most "
+        f"{min(num_samples - 1, width)} (RankMe); {dead} of {width} features constant; {num_samples} samples"
     )
     remedy = "vitreous inspect CHECKPOINT; compare its input spec with the values that doctor STUDY shows."
     if spread <= ALIKE * length:

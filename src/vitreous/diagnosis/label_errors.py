@@ -12,8 +12,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitreous.core.finding import Finding
-from vitreous.diagnosis.held_out import IntArray, StrArray, can_be_probed, out_of_fold_probs, some_samples
+from vitreous.diagnosis.held_out import (
+    IntArray,
+    StrArray,
+    balanced_accuracy_interval,
+    can_be_probed,
+    out_of_fold_probs,
+    some_samples,
+)
 
+ABOVE_CHANCE = 0.1  # of the balanced accuracy of the probe, at its lower bound
 COLUMNS = ("sample_id", "patient_id", "given", "suggested", "confidence_in_given", "confidence_in_suggested")
 
 
@@ -24,7 +32,8 @@ def suspect_labels(
     patient_id_N: StrArray,
     classes: Sequence[str],
 ) -> pd.DataFrame | None:
-    """The suspected samples, most doubtful first; None where a class has too few patients for a probe.
+    """The suspected samples, most doubtful first; None where a class has too few patients for a probe,
+    or the probe is hardly better than chance: it would doubt half of the labels.
 
     Args:
         y_N: class indices in [0, C), of samples of train and val.
@@ -38,17 +47,20 @@ def suspect_labels(
         return None
     y_N, ids = y_N[chosen], sample_id_N[chosen]
     probs_NC = out_of_fold_probs(features_ND[chosen], y_N, patient_id_N[chosen], len(classes), balanced=False)
+    patients = patient_id_N[chosen]
+    predicted_N = probs_NC.argmax(axis=1).astype(np.int64)
+    if balanced_accuracy_interval(y_N, predicted_N, patients, len(classes))[1] <= 1 / len(classes) + ABOVE_CHANCE:
+        return None
     rows = find_label_issues(y_N, probs_NC, return_indices_ranked_by="self_confidence", n_jobs=1)
-    suggested_N = probs_NC.argmax(axis=1)
     names = np.array(classes)
     return pd.DataFrame(
         {
             "sample_id": ids[rows],
-            "patient_id": patient_id_N[chosen][rows],
+            "patient_id": patients[rows],
             "given": names[y_N[rows]],
-            "suggested": names[suggested_N[rows]],
+            "suggested": names[predicted_N[rows]],
             "confidence_in_given": probs_NC[rows, y_N[rows]].round(4),
-            "confidence_in_suggested": probs_NC[rows, suggested_N[rows]].round(4),
+            "confidence_in_suggested": probs_NC[rows, predicted_N[rows]].round(4),
         },
         columns=list(COLUMNS),
     )

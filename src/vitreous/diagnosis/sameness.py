@@ -63,7 +63,7 @@ def find_option_without_effect(
             findings.append(
                 Finding(
                     "option_without_effect",
-                    "error",
+                    "warning",
                     f"{row.name} predicts the same in {names[0]} and {names[1]}: what differs had no effect on it.",
                     f"different: {', '.join(different)}; all probabilities agree within {SAME_PROBABILITY:g}",
                     "Check that the key belongs to this row's encoder or recipe.",

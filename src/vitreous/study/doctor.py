@@ -38,8 +38,8 @@ def print_doctor(target: str, arguments: Sequence[str]) -> bool:
         if len(arguments) == 1 and other.study_yaml.is_file():
             return print_findings(examine_two_runs(directory, other))
         raise UserError(
-            f"{target}: a finished run takes no overrides; got {' '.join(arguments)}. Leave them out, or name one other "
-            "run to compare with."
+            f"{target}: a finished run takes no overrides; got {' '.join(arguments)}. Leave them out, or name one "
+            "other run to compare with."
         )
     if directory.root.is_dir() and target not in packaged_studies():
         known = ", ".join(packaged_studies())

@@ -1,4 +1,4 @@
-"""What the kept features of a run say: their health, shortcuts, standardisers, and labels that held-out probes doubt."""
+"""What the kept features of a run say: their spread, shortcuts, standardisers, labels that held-out probes doubt."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -92,8 +91,8 @@ def observed_differences(leaderboard: Leaderboard) -> list[ObservedDifference]:
                 low if isinstance(low, Undefined) else -low,
                 high if isinstance(high, Undefined) else -high,
                 difference.p_holm,
-                pair.reach.smallest,
-                pair.reach.needed_for_observed,
+                pair.alone.smallest,
+                pair.alone.needed_for_observed,
                 leaderboard.reach.num_patients,
                 leaderboard.comparison.is_better(best, row.name),
             )

@@ -1,4 +1,4 @@
-"""Two finished runs beside each other: does what differs between them have an effect, and is the effect more than noise?"""
+"""Two finished runs beside each other: has what differs an effect, and is the effect more than noise?"""
 
 from collections.abc import Iterator
 from dataclasses import replace

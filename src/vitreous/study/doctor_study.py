@@ -1,4 +1,4 @@
-"""A study looked at before it is run: machine, data, leak gate, one input through every step, a probe on eight samples."""
+"""A study looked at before it is run: machine, data, leak gate, inputs through every step, a probe on eight samples."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -141,7 +141,8 @@ def _look_at_memory(encoders: Sequence[OpenedEncoder]) -> Finding:
     """What is left beside the loaded encoders."""
     memory = psutil.virtual_memory()
     weights = sum(tensor.numel() * tensor.element_size() for one in encoders for tensor in one.encoder.parameters())
-    evidence = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free, with {weights / 1e9:.2f} GB of encoders loaded"
+    free, total = memory.available / 1e9, memory.total / 1e9
+    evidence = f"{free:.1f} of {total:.1f} GB free, with {weights / 1e9:.2f} GB of encoders loaded"
     if memory.available < _LITTLE_MEMORY_GB * 1e9:
         remedy = "Close other programs, or set workers=1 and batch_size=1."
         return Finding("memory", "warning", "Little memory is left for decoding and encoding.", evidence, remedy)
@@ -164,7 +165,7 @@ def _pass_gate(config: StudyConfig, data: OpenedData) -> Iterator[Finding]:
         yield Finding(
             "pixels_not_looked_at",
             "info",
-            f"{len(data.requests) - len(seen)} of {len(data.requests)} files have not been looked at for duplicates yet.",
+            f"{len(data.requests) - len(seen)} of {len(data.requests)} files were not looked at for duplicates yet.",
             "vitreous data verify STUDY does so now; run does so before it encodes",
         )
 

@@ -8,13 +8,11 @@ from vitreous.study.run_directory import RunDirectory
 
 FINDINGS = "findings.json"
 SCHEMA_VERSION = 1
-# said by the run, its leaderboard or its gate as well
-_ALSO_SAID = frozenset({"account", "volumes", "images", "clips"})
 
 
 def write_findings(directory: RunDirectory, findings: list[Finding]) -> None:
     """Keep them; an earlier examination is replaced."""
-    plain = [vars(finding) for finding in findings if finding.code not in _ALSO_SAID]
+    plain = [vars(finding) for finding in findings]
     write_json(directory.root / FINDINGS, {"schema_version": SCHEMA_VERSION, "findings": plain})
 
 

@@ -1,7 +1,7 @@
 """`vitreous report RUN_DIR`: tables and report, made anew from what a finished run left on disk."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from vitreous.study.looking_inside import look_inside, write_looked_inside
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows, read_tests_by_round
 from vitreous.study.run_directory import RunDirectory, kept_study
 
+_SAID_BY_REPORT = ("edge_of_grid", "diverged", "not_converged", "lost_patients")
 _NO_PATIENTS = "patients_are_rows"
 
 
@@ -136,7 +137,7 @@ def _report_data(
             *_choice_findings(directory, kept),
             *inside,
             *_lost_patients(account, config.data.modality),
-            *(f for f in read_findings(directory) if f.severity != "info"),
+            *_doctors_findings(directory, {*leaderboard.findings, *leaks}),
         ),
         banners=(
             *(f.title for f in findings if f.code == _NO_PATIENTS),
@@ -147,6 +148,12 @@ def _report_data(
         provenance=json.loads(directory.provenance.read_text()),
         rebuild=f"vitreous report {directory.root}",
     )
+
+
+def _doctors_findings(directory: RunDirectory, told: Collection[Finding]) -> list[Finding]:
+    """Warnings and errors of the last `vitreous doctor RUN_DIR`, but for what the report says anyway."""
+    found = [finding for finding in read_findings(directory) if finding.severity != "info" and finding not in told]
+    return [finding for finding in found if finding.code not in _SAID_BY_REPORT]
 
 
 def _count_tables(directory: RunDirectory, modality: Modality) -> tuple[Table, ...]:
