@@ -10,15 +10,12 @@ import yaml
 from vitreous.config.study import StudyConfig
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import item_noun
-from vitreous.core.predictions import Predictions
-from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
 from vitreous.diagnosis.differences import ObservedDifference, find_no_better_than_random, find_within_noise
 from vitreous.diagnosis.prevalence import find_never_predicted, find_prevalence_shifts
 from vitreous.diagnosis.sameness import Decided, find_same_rows
 from vitreous.diagnosis.training_ends import find_under_trained
-from vitreous.evidence.blindness import examine_alone, find_blindness
-from vitreous.evidence.overfitting import TrainingFacts, describe_training, find_overfitting
+from vitreous.evidence.overfitting import TrainingFacts, describe_training
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions
 from vitreous.study.account import read_account
 from vitreous.study.doctor_features import examine_features
@@ -26,12 +23,13 @@ from vitreous.study.doctor_study import describe_inputs
 from vitreous.study.encoders import UNTRAINED
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.leak_gate import read_leaks
+from vitreous.study.looking_inside import look_inside
 from vitreous.study.report import leaderboard_of
+from vitreous.study.row import ENSEMBLE
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows
 from vitreous.study.run_directory import RunDirectory, kept_study
 
 _CLOSEST = 3  # differences that are said in words; the leaderboard has all of them
-_RESAMPLES = 500
 
 
 def examine_run(directory: RunDirectory) -> Iterator[Finding]:
@@ -46,6 +44,7 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
     yield from find_same_rows([decided(directory, config, one, row) for one, row in zip(kept, rows, strict=True)])
     yield from _examine_leaderboard(leaderboard, kept)
     yield from _examine_predictions(directory, config, kept, rows)
+    yield from look_inside(directory, config, rows, kept).findings
     yield from _examine_training(directory, config, kept)
     yield from _choices(directory, kept)
     yield from examine_features(
@@ -55,7 +54,7 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
 
 def decided(directory: RunDirectory, config: StudyConfig, kept: KeptRow, row: RowPredictions) -> Decided:
     """What decides a row: recipe, weights, input and options of its encoder, and what is kept of the tokens."""
-    recipe = config.recipes.get(kept.recipe)
+    recipe = config.ensembles[kept.recipe] if kept.encoder == ENSEMBLE else config.recipes.get(kept.recipe)
     settings: dict[str, Any] = {"recipe": None if recipe is None else recipe.model_dump(mode="json")}
     if kept.features_of is not None:
         receipt = json.loads(directory.receipt(kept.features_of).read_text())
@@ -155,24 +154,6 @@ def _examine_predictions(
     yield from find_never_predicted(scored)
     causes = {row.name: _what_moves_probabilities(directory, one) for one, row in judged}
     yield from find_prevalence_shifts(scored, causes)
-    for name, by_seed in scored.items():
-        first = by_seed[0]
-        if first.task == "multi_label":
-            yield from _find_blind_labels(name, first)
-
-
-def _find_blind_labels(name: str, one: Predictions) -> Iterator[Finding]:
-    thresholds_L = None if one.thresholds_NC is None or not len(one.thresholds_NC) else one.thresholds_NC[0]
-    alone = examine_alone(
-        one.targets_NC,
-        one.probs_NC,
-        one.patient_id_N,
-        one.classes,
-        thresholds_L=thresholds_L,
-        num_resamples=_RESAMPLES,
-        rng=numpy_stream(0, "blindness"),
-    )
-    yield from find_blindness(alone, name)
 
 
 def _what_moves_probabilities(directory: RunDirectory, kept: KeptRow) -> str:
@@ -187,7 +168,7 @@ def _examine_training(directory: RunDirectory, config: StudyConfig, kept: Sequen
     trainings: dict[str, list[TrainingFacts]] = {}
     allowed: dict[str, int] = {}
     for one in kept:
-        if one.is_floor:
+        if one.is_floor or one.encoder == ENSEMBLE:
             continue
         name = f"{one.encoder} / {one.recipe}"
         epochs = getattr(config.recipes[one.recipe], "epochs", None)
@@ -203,7 +184,6 @@ def _examine_training(directory: RunDirectory, config: StudyConfig, kept: Sequen
                 facts = describe_training(history, model["best_epoch"], model.get("stage"))
                 if facts is not None:
                     trainings.setdefault(name, []).append(facts)
-    yield from find_overfitting(trainings)
     yield from find_under_trained(trainings, allowed)
 
 

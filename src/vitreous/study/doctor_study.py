@@ -308,7 +308,7 @@ def _try_encoder(
         inputs.append(tensor_CDHW.float())
         with torch.inference_mode():
             tokens = opened.encoder(tensor_CDHW[None].to(runtime.torch_device))
-            pooled_1D = pool_tokens(tokens, config.features.pooling, config.features.grid)
+            pooled_1D = pool_tokens(tokens, config.features.vector_pooling, config.features.grid)
         if not features:
             facts = _describe(one, tensor_CDHW)
             yield Finding(

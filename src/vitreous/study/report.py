@@ -137,7 +137,7 @@ def _report_data(
             *_choice_findings(directory, kept),
             *inside,
             *_lost_patients(account, config.data.modality),
-            *_doctors_findings(directory, {*leaderboard.findings, *leaks}),
+            *_doctors_findings(directory, {*leaderboard.findings, *leaks, *inside}),
         ),
         banners=(
             *(f.title for f in findings if f.code == _NO_PATIENTS),
