@@ -22,10 +22,12 @@ from vitreous.encoders.catalog import build_random_encoder
 from vitreous.features.token_store import TokenRows
 from vitreous.inputs.image_files import decode_image
 from vitreous.inputs.prepare import finish_input, prepare_input
+from vitreous.recipes.exported_files import load_exported
 from vitreous.study.data import open_data
 from vitreous.study.encode import encode_study, token_stores
 from vitreous.study.encoders import open_encoders
 from vitreous.study.explain import ExplainOptions, explain_model
+from vitreous.study.export import export_model
 from vitreous.study.plan import make_plan
 from vitreous.study.predict import predict_files
 from vitreous.study.run import Result, run_study
@@ -217,3 +219,17 @@ def test_where_a_probe_looks_is_explained_with_the_rest(done, tmp_path, recipe) 
         np.testing.assert_allclose(one, heads[1].mean(0), rtol=1e-5)
     states = pd.read_csv(explained.out / "attention_samples.csv").groupby("state").size()
     assert states.to_dict() == {"frozen": 2, "pooling": 2}
+
+
+@pytest.mark.parametrize("recipe", ["attentive", "blocks"])
+def test_a_head_is_exported_with_its_encoder(done, tmp_path, recipe) -> None:
+    root, _ = done
+    folder = root / "runs" / "attentive" / "tiny" / recipe / "seed0"
+    exported = export_model(folder, tmp_path / "out", onnx=recipe == "attentive")
+    assert exported.difference < 1e-4
+    model = load_exported(tmp_path / "out")
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        again = load_exported(tmp_path / "out")(x)
+        torch.testing.assert_close(model(x), again)
+    assert model.head.attention(torch.randn(2, 4, 64)).shape[-1] == 4

@@ -93,5 +93,6 @@ class ExplainedModel(nn.Module):
 
 def explain_exported(exported: ExportedModel, classes: tuple[str, ...], task: Task) -> ExplainedModel:
     """A probe or a model trained on pixels, as `export` puts it together."""
+    assert exported.pooling != "tokens"  # attentive heads have a read-out of their own
     read_out = PooledHead(exported.head, exported.pooling, exported.grid)
     return ExplainedModel(exported.encoder, read_out, classes, task).eval().requires_grad_(False)

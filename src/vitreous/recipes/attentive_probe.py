@@ -223,13 +223,17 @@ def tokens_of(rows: FeatureSet) -> TokenRows:
 
 def token_logits(tensors: Tensors, rows: TokenRows) -> FloatArray:
     """Logits (N, C) of a kept head; each row by itself, so that its company changes no bit."""
+    parts = [logits_of_tokens(tensors, tokens_1TD) for tokens_1TD in _each(rows)]
+    return np.concatenate(parts) if parts else np.zeros((0, read_shape(tensors).outputs))
+
+
+def logits_of_tokens(tensors: Tensors, tokens_BTD: Tensor) -> FloatArray:
+    """Logits (B, C) of a kept head, in the number format of its weights."""
     shape, parameters = _kept(tensors)
-    logits_NC = np.empty((len(rows), shape.outputs))
     with torch.inference_mode():
-        for row, tokens_1TD in enumerate(_each(rows)):
-            tokens_1TD = tokens_1TD.to(next(iter(parameters.values())).dtype)
-            logits_NC[row] = attentive_logits(shape, parameters, tokens_1TD)[0, :, 0].double().numpy()
-    return logits_NC
+        tokens_BTD = tokens_BTD.to(next(iter(parameters.values())).dtype)
+        logits_BC: FloatArray = attentive_logits(shape, parameters, tokens_BTD)[0].T.double().numpy()
+    return logits_BC
 
 
 def token_attention(tensors: Tensors, rows: TokenRows) -> Iterator[npt.NDArray[np.float32]]:

@@ -7,7 +7,7 @@ Axes: B batch, C channel (of input) or class (of logits), D slice, H row, W colu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,12 +19,14 @@ from torch import nn
 from vitreous.core.errors import UserError
 from vitreous.core.input_spec import SPEC_OF
 from vitreous.encoders.catalog import build_random_encoder
-from vitreous.encoders.encoder import Encoder
-from vitreous.features.pooling import Pooling, pool_tokens
+from vitreous.encoders.encoder import Encoder, Tokens
+from vitreous.features.pooling import Pooling, coarse_tokens, pool_tokens
+from vitreous.recipes.attentive_heads import AttentionShape, attention_maps, attentive_logits, read_shape
 from vitreous.recipes.pixel_model import PixelModel, Size3
 from vitreous.recipes.probe_logits import BATCH_NORM_EPSILON
 
 Activation = Literal["relu", "gelu"]
+ReadOut = Pooling | Literal["tokens"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
@@ -36,16 +38,52 @@ class HeadShape:
     activation: Activation
 
 
+class AttentiveHead(nn.Module):
+    """A head that attends to tokens; weights are to be loaded."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__()
+        self.shape = shape
+        for name, size in shape.parameter_shapes().items():
+            self.register_parameter(_plain_name(name), nn.Parameter(torch.zeros(size)))
+
+    def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C)."""
+        return attentive_logits(self.shape, self._stacked(), tokens_BTD)[0].T
+
+    def attention(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
+        """How much each query and head looks at each token, (B, Q, H, T); sums to 1 over T."""
+        return attention_maps(self.shape, self._stacked(), tokens_BTD)[0]
+
+    def _stacked(self) -> dict[str, torch.Tensor]:
+        return {name: self.get_parameter(_plain_name(name))[None] for name in self.shape.parameter_shapes()}
+
+
+def _plain_name(name: str) -> str:
+    return name.replace(".", "_")  # a parameter's name has no dots
+
+
+def read_tokens(tokens: Tokens, pooling: ReadOut, grid: Size3 | None) -> torch.Tensor:
+    """What a head is given: a vector a sample (B, D), or with `tokens` all of them, or a grid of cells (B, T, D)."""
+    return coarse_tokens(tokens, grid) if pooling == "tokens" else pool_tokens(tokens, pooling, grid)
+
+
 class ExportedModel(nn.Module):
     """Encoder, pooling and head.
 
     Args:
         encoder: without adapters.
-        head: of :func:`build_exported_head`.
+        head: of :func:`build_exported_head`, or an :class:`AttentiveHead`, whose pooling is `tokens`.
     """
 
     def __init__(
-        self, encoder: Encoder, head: nn.Sequential, shape: HeadShape, *, pooling: Pooling, grid: Size3 | None
+        self,
+        encoder: Encoder,
+        head: nn.Sequential | AttentiveHead,
+        shape: HeadShape | AttentionShape,
+        *,
+        pooling: ReadOut,
+        grid: Size3 | None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -62,7 +100,7 @@ class ExportedModel(nn.Module):
         """
         if x.ndim == 4:
             x = x[:, :, None]
-        logits_BC: torch.Tensor = self.head(pool_tokens(self.encoder(x), self.pooling, self.grid))
+        logits_BC: torch.Tensor = self.head(read_tokens(self.encoder(x), self.pooling, self.grid))
         return logits_BC
 
     def describe(self) -> dict[str, Any]:
@@ -76,7 +114,9 @@ class ExportedModel(nn.Module):
             "spec": encoder.spec.model_dump(mode="json"),
             "pooling": self.pooling,
             "grid": None if self.grid is None else list(self.grid),
-            "head": {"widths": list(self.shape.widths), "activation": self.shape.activation},
+            "head": {"attention": asdict(self.shape)}
+            if isinstance(self.shape, AttentionShape)
+            else {"widths": list(self.shape.widths), "activation": self.shape.activation},
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -108,11 +148,15 @@ def build_exported_model(config: Mapping[str, Any]) -> ExportedModel:
         spec=SPEC_OF[config["modality"]](**config["spec"]),
         trainable=True,  # batch norms stay apart, as they were exported
     ).requires_grad_(False)
-    shape = HeadShape(tuple(config["head"]["widths"]), config["head"]["activation"])
-    grid = config["grid"]
+    grid, kept = config["grid"], config["head"]
+    shape: HeadShape | AttentionShape
+    if "attention" in kept:
+        shape = AttentionShape(**kept["attention"])
+    else:
+        shape = HeadShape(tuple(kept["widths"]), kept["activation"])
     model = ExportedModel(
         encoder,
-        build_exported_head(shape),
+        AttentiveHead(shape) if isinstance(shape, AttentionShape) else build_exported_head(shape),
         shape,
         pooling=config["pooling"],
         grid=None if grid is None else (grid[0], grid[1], grid[2]),
@@ -131,7 +175,7 @@ def build_exported_head(shape: HeadShape) -> nn.Sequential:
 
 
 def export_probe(
-    encoder: Encoder, tensors: Mapping[str, npt.NDArray[Any]], *, pooling: Pooling, grid: Size3 | None
+    encoder: Encoder, tensors: Mapping[str, npt.NDArray[Any]], *, pooling: ReadOut, grid: Size3 | None
 ) -> ExportedModel:
     """A probe with its encoder.
 
@@ -147,6 +191,13 @@ def export_probe(
             "nearest neighbours consist of the features of the training patients, which are patient data; they are not "
             "exported. Take another recipe."
         )
+    if "attentive.query" in tensors:
+        attention = read_shape(tensors)
+        attentive = AttentiveHead(attention)
+        attentive.load_state_dict(
+            {_plain_name(name): torch.from_numpy(np.array(tensors[name])) for name in attention.parameter_shapes()}
+        )
+        return ExportedModel(encoder.requires_grad_(False), attentive, attention, pooling=pooling, grid=grid).eval()
     layers = fold_probe(tensors)
     shape = HeadShape((layers[0][0].shape[1], *(len(bias_O) for _, bias_O in layers)), "relu")
     head = build_exported_head(shape)

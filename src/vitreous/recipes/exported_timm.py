@@ -15,7 +15,7 @@ from torch import nn
 from vitreous.core.input_spec import ImageSpec
 from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.encoders.timm_backbone import HOLDER, TimmBackbone
-from vitreous.recipes.exported_model import ExportedModel
+from vitreous.recipes.exported_model import ExportedModel, HeadShape
 
 declare_torchvision_schemas()
 
@@ -32,17 +32,20 @@ def as_timm(model: ExportedModel, x_BCHW: torch.Tensor) -> tuple[dict[str, Any],
         x_BCHW: normalised images, on which both must agree.
     """
     backbone = model.encoder.backbone
-    if not isinstance(backbone, TimmBackbone) or len(model.shape.widths) != 2 or model.pooling not in _POOLS:
+    shape, head = model.shape, model.head
+    if not isinstance(shape, HeadShape) or not isinstance(head, nn.Sequential) or len(shape.widths) != 2:
+        return None
+    if not isinstance(backbone, TimmBackbone) or model.pooling not in _POOLS:
         return None
     with torch.no_grad():
         expected_BC = model(x_BCHW)
     encoder = {name.removeprefix(HOLDER): tensor for name, tensor in backbone.state_dict().items()}
-    for settings in _candidates(model):
+    for settings in _candidates(model, shape.widths[-1]):
         try:
             with torch.random.fork_rng(devices=[]):
                 built = timm.create_model(**settings).eval()
             classifier = _name_of_classifier(built)
-            tensors = encoder | {f"{classifier}.{name}": tensor for name, tensor in model.head[0].state_dict().items()}
+            tensors = encoder | {f"{classifier}.{name}": tensor for name, tensor in head[0].state_dict().items()}
             built.load_state_dict(tensors)
             with torch.no_grad():
                 logits_BC = built(x_BCHW)
@@ -62,10 +65,10 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _candidates(model: ExportedModel) -> Iterator[dict[str, Any]]:
+def _candidates(model: ExportedModel, num_classes: int) -> Iterator[dict[str, Any]]:
     architecture, spec = model.encoder.architecture, model.encoder.spec
     assert isinstance(spec, ImageSpec)
-    plain = {"pretrained": False, "num_classes": model.shape.widths[-1], "global_pool": _POOLS[model.pooling]}
+    plain = {"pretrained": False, "num_classes": num_classes, "global_pool": _POOLS[model.pooling]}
     size = {"img_size": list(spec.size)}
     # timm moves the last norm of a transformer behind mean pooling unless told not to
     if model.encoder.family == "retfound":

@@ -18,9 +18,9 @@ from rich.console import Console
 from vitreous.core.errors import RunError, UserError
 from vitreous.core.files import write_text
 from vitreous.core.streams import torch_stream
-from vitreous.features.pooling import pool_tokens
+from vitreous.recipes.attentive_probe import logits_of_tokens
 from vitreous.recipes.exported_files import WEIGHTS, is_exported, write_config, write_weights
-from vitreous.recipes.exported_model import ExportedModel
+from vitreous.recipes.exported_model import ExportedModel, read_tokens
 from vitreous.recipes.exported_timm import as_timm, relative_difference
 from vitreous.recipes.probe_logits import probe_logits
 from vitreous.study.adapt_pixels import read_pixel_model
@@ -142,8 +142,10 @@ def _original(model: ModelFolder, opened: OpenedEncoder) -> Callable[[torch.Tens
     grid = None if space["grid"] is None else (space["grid"][0], space["grid"][1], space["grid"][2])
 
     def original(x_BCDHW: torch.Tensor) -> torch.Tensor:
-        features_BD = pool_tokens(opened.encoder(x_BCDHW), space["pooling"], grid)
-        return torch.from_numpy(probe_logits(tensors, features_BD.numpy()))
+        inputs = read_tokens(opened.encoder(x_BCDHW), space["pooling"], grid)
+        if space["pooling"] == "tokens":
+            return torch.from_numpy(logits_of_tokens(tensors, inputs))
+        return torch.from_numpy(probe_logits(tensors, inputs.numpy()))
 
     return original
 
