@@ -8,6 +8,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -62,11 +63,11 @@ def _form_of_split(split: Any) -> str | None:
     return None
 
 
-_Column = Annotated[str, Tag("column")]
-_Fractions = Annotated[FractionsSplit, Tag("FractionsSplit")]
-_ValFraction = Annotated[ValFractionSplit, Tag("ValFractionSplit")]
-_FilesOfIds = Annotated[dict[SplitName, str], Tag("one file each")]
-_FORM = Discriminator(
+Column = Annotated[str, Tag("column")]
+Fractions = Annotated[FractionsSplit, Tag("FractionsSplit")]
+ValFraction = Annotated[ValFractionSplit, Tag("ValFractionSplit")]
+FilesOfIds = Annotated[dict[SplitName, str], Tag("one file each")]
+SPLIT_FORM = Discriminator(
     _form_of_split,
     custom_error_type="split_form",
     custom_error_message="a split is a column or one file of ids each for train, val and test (tables only), "
@@ -161,7 +162,7 @@ class ParticipantsData(VolumeData):
     patient: str = "participant_id"
     label: LabelColumns
     agreement: Agreement | None = None
-    split: Annotated[_Column | _Fractions | _FilesOfIds, _FORM] = "recommended_split"
+    split: Annotated[Column | Fractions | FilesOfIds, SPLIT_FORM] = "recommended_split"
     where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     volumes: Literal["all", "first", "one per eye"] | dict[str, Scalar | list[Scalar]] = "all"
     domains: tuple[str, ...] = ()
@@ -170,11 +171,11 @@ class ParticipantsData(VolumeData):
     @field_validator("columns")
     @classmethod
     def _columns_differ(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        return _different_columns(columns)
+        return different_columns(columns)
 
     @model_validator(mode="after")
     def _label_stays_out(self) -> "ParticipantsData":
-        _check_floor_columns(self.columns, self.label, self.patient)
+        check_floor_columns(self.columns, self.label, self.patient)
         return self
 
     @model_validator(mode="after")
@@ -191,7 +192,7 @@ class ParticipantsData(VolumeData):
     @field_validator("split")
     @classmethod
     def _every_split(cls, split: Any) -> Any:
-        return _three_files_of_ids(split)
+        return three_files_of_ids(split)
 
 
 class NpzData(VolumeData):
@@ -258,22 +259,33 @@ class ImageData(CohortData):
         return "image"
 
 
+_OF_CLIPS = ("video", "start", "end", "centre", "clips", "max_clip_mb")
+
+
 class CsvData(ImageData):
-    """`kind: csv`: a table with one row an image, and the folder (or bucket) of the images.
+    """`kind: csv`: a table with one row an image or a clip, and the folder (or bucket) of the files.
 
     `table` and `files` are one place each, or one for each split. Without `label_map` the label column holds the
-    class names themselves.
+    class names themselves. With `video` in place of `image` a row is a clip: of the whole file, or from the second in
+    the column `start` to that in `end`, or around that in `centre`; `clips` of them, one in the middle of each of so
+    many equal parts.
     """
 
     kind: Literal["csv"]
     table: str | dict[SplitName, str]
     files: str | dict[SplitName, str]
-    image: str
+    video: str | None = None
+    image: Annotated[str | None, Field(validate_default=True)] = None
+    start: str | None = None
+    end: str | None = None
+    centre: str | None = None
+    clips: Annotated[int, Field(gt=0, le=1000)] = 1
+    max_clip_mb: Annotated[float, Field(gt=0)] = 2000.0
     label: LabelColumns
     agreement: Agreement | None = None
     label_map: dict[str, str] | None = None
     patient: str | None = None
-    split: Annotated[_Column | _Fractions | _ValFraction | _FilesOfIds, _FORM] | None = None
+    split: Annotated[Column | Fractions | ValFraction | FilesOfIds, SPLIT_FORM] | None = None
     where: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     domains: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -281,22 +293,38 @@ class CsvData(ImageData):
     @field_validator("columns")
     @classmethod
     def _columns_differ(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        return _different_columns(columns)
+        return different_columns(columns)
 
     @model_validator(mode="after")
     def _label_stays_out(self) -> "CsvData":
-        _check_floor_columns(self.columns, self.label, self.patient)
+        check_floor_columns(self.columns, self.label, self.patient)
         return self
+
+    @property
+    def modality(self) -> Modality:
+        """What a row is."""
+        return "image" if self.video is None else "clip"
+
+    @field_validator("image")
+    @classmethod
+    def _image_or_video(cls, image: str | None, info: ValidationInfo) -> str | None:
+        if "video" in info.data and (image is None) == (info.data["video"] is None):
+            raise ValueError("a row is an image or a clip: give the column `image`, or the column `video`")
+        return image
+
+    @property
+    def file_column(self) -> str:
+        """The column of file names."""
+        return str(self.image if self.video is None else self.video)
+
+    @property
+    def _without_effect(self) -> set[str]:
+        return super()._without_effect | (set(_OF_CLIPS) if self.video is None else {"image"})
 
     @field_validator("label_map", mode="before")
     @classmethod
     def _values_as_text(cls, label_map: Any) -> Any:
-        """YAML reads 0 as a number and no as a truth value; a table holds text."""
-        if not isinstance(label_map, dict):
-            return label_map
-        if truths := [value for value in label_map if isinstance(value, bool)]:
-            raise ValueError(f"YAML reads {truths} as truth values; put the table's values into quotes, such as 'no'")
-        return {str(value): name for value, name in label_map.items()}
+        return values_as_text(label_map)
 
     @field_validator("table", "files")
     @classmethod
@@ -308,11 +336,15 @@ class CsvData(ImageData):
     @field_validator("split")
     @classmethod
     def _every_split(cls, split: Any) -> Any:
-        return _three_files_of_ids(split)
+        return three_files_of_ids(split)
 
     @model_validator(mode="after")
     def _consistent(self) -> "CsvData":
-        problems = [*self._map_problems(), *self._split_problems()]
+        problems = [*check_label_map(self.label_map, self.classes, self.task), *self._split_problems()]
+        if self.video is None and (idle := [key for key in _OF_CLIPS if key in self.model_fields_set]):
+            problems.append(f"{', '.join(idle)} is for clips, whose column of file names is `video`")
+        if self.centre is not None and self.clips > 1:
+            problems.append("centre names the middle of one clip; leave it or clips out")
         if isinstance(self.files, dict) and not isinstance(self.table, dict):
             problems.append("files is given for each split, table is not; give both one way")
         elif isinstance(self.files, dict) and set(self.files) != set(self.table):
@@ -320,18 +352,6 @@ class CsvData(ImageData):
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-    def _map_problems(self) -> list[str]:
-        if self.label_map is None:
-            return []
-        if self.task == "multi_label":
-            return ["label_map has no effect with several label columns, whose cells are 0 and 1"]
-        problems = []
-        if unknown := sorted(set(self.label_map.values()) - set(self.classes)):
-            problems.append(f"label_map names {unknown}, which are not among the classes {list(self.classes)}")
-        if unused := [name for name in self.classes if name not in self.label_map.values()]:
-            problems.append(f"no value of label_map means the class {', '.join(map(repr, unused))}")
-        return problems
 
     def _split_problems(self) -> list[str]:
         if not isinstance(self.table, dict):
@@ -354,7 +374,7 @@ class FolderData(ImageData):
 
     kind: Literal["folder"]
     files: str
-    split: Annotated[_Fractions | _ValFraction, _FORM] | None = None
+    split: Annotated[Fractions | ValFraction, SPLIT_FORM] | None = None
     patient_pattern: str | None = None
     ignore: tuple[str, ...] = ()
 
@@ -378,13 +398,36 @@ class FolderData(ImageData):
         return self
 
 
-def _different_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+def values_as_text(label_map: Any) -> Any:
+    """YAML reads 0 as a number and no as a truth value; a table holds text."""
+    if not isinstance(label_map, dict):
+        return label_map
+    if truths := [value for value in label_map if isinstance(value, bool)]:
+        raise ValueError(f"YAML reads {truths} as truth values; put the table's values into quotes, such as 'no'")
+    return {str(value): name for value, name in label_map.items()}
+
+
+def check_label_map(label_map: dict[str, str] | None, classes: tuple[str, ...], task: Task) -> list[str]:
+    """What is wrong with the values of a label column, a sentence each."""
+    if label_map is None:
+        return []
+    if task == "multi_label":
+        return ["label_map has no effect with several label columns, whose cells are 0 and 1"]
+    problems = []
+    if unknown := sorted(set(label_map.values()) - set(classes)):
+        problems.append(f"label_map names {unknown}, which are not among the classes {list(classes)}")
+    if unused := [name for name in classes if name not in label_map.values()]:
+        problems.append(f"no value of label_map means the class {', '.join(map(repr, unused))}")
+    return problems
+
+
+def different_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(columns)) != len(columns):
         raise ValueError(f"lists a column twice: {list(columns)}")
     return columns
 
 
-def _check_floor_columns(columns: tuple[str, ...], label: str | tuple[str, ...], patient: str | None) -> None:
+def check_floor_columns(columns: tuple[str, ...], label: str | tuple[str, ...], patient: str | None) -> None:
     """The floor `columns` may read neither the answer nor whose it is."""
     labels = {label} if isinstance(label, str) else set(label)
     for column in columns:
@@ -395,10 +438,7 @@ def _check_floor_columns(columns: tuple[str, ...], label: str | tuple[str, ...],
             )
 
 
-def _three_files_of_ids(split: Any) -> Any:
+def three_files_of_ids(split: Any) -> Any:
     if isinstance(split, dict) and len(split) < 3:
         raise ValueError(f"one file of ids for each of train, val and test; got only {', '.join(split)}")
     return split
-
-
-Data = Annotated[ParticipantsData | NpzData | CsvData | FolderData, Field(discriminator="kind")]

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from vitreous.config.attentive_probe import AttentiveProbe
-from vitreous.config.data import Data
+from vitreous.config.data_kinds import Data
 from vitreous.config.ensembles import Ensemble, ensemble_problems
 from vitreous.config.losses import loss_problem
 from vitreous.config.metrics import METRICS_OF, MetricName
@@ -370,6 +370,16 @@ class StudyConfig(Frozen):
             problems.append("folds and data.split both say who is in test; leave one of them out")
         if self.folds is not None and self.data.kind == "npz":
             problems.append("data.kind npz comes with its own splits; folds cannot replace them")
+        if (
+            self.data.kind == "frames"
+            and self.folds is None
+            and self.data.split is None
+            and "{split}" not in self.data.pattern
+        ):
+            problems.append(
+                "data.split: required where the pattern of the frames names no {split}: a column, {fractions: […]}, or "
+                "a file of ids of videos for each split; or set folds"
+            )
         if self.data.kind == "csv":
             is_split = self.data.split is not None or isinstance(self.data.table, dict)
             if self.folds is None and not is_split:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 #: Part of every feature key of clips: rises whenever any video file could decode to other frames.
 VIDEO_DECODER_VERSION = 1
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mpeg", ".mpg", ".webm", ".mkv", ".gif", ".wmv", ".mts"})
-
 #: Containers of FFmpeg with an index of timestamps that a seek follows exactly.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _FIXED_POINT = 1 << 16

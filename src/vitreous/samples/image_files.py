@@ -9,6 +9,7 @@ from vitreous.samples.identifiers import spelling_key
 from vitreous.storage.location import ObjectInfo
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mpeg", ".mpg", ".webm", ".mkv", ".gif", ".wmv", ".mts"})
 
 
 def is_image_name(path: str) -> bool:
@@ -16,13 +17,19 @@ def is_image_name(path: str) -> bool:
     return posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
-def without_suffix(path: str) -> str:
-    """The path without an image's extension; other endings (``scan.v2``) belong to the name.
+def is_video_name(path: str) -> bool:
+    """Whether the extension, in any case, is one of a video."""
+    return posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+def without_suffix(path: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> str:
+    """The path without an image's (or other) extension; other endings (``scan.v2``) belong to the name.
 
     >>> without_suffix("a/IDRiD_001.JPG"), without_suffix("scan.v2")
     ('a/IDRiD_001', 'scan.v2')
     """
-    return posixpath.splitext(path)[0] if is_image_name(path) else path
+    bare, suffix = posixpath.splitext(path)
+    return bare if suffix.lower() in suffixes else path
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,25 @@ class FoundImages:
     unused: tuple[str, ...]
 
 
-def find_images(identifiers: Iterable[str], listing: Sequence[ObjectInfo]) -> FoundImages:
+def find_images(
+    identifiers: Iterable[str], listing: Sequence[ObjectInfo], suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> FoundImages:
     """The file of each id: the path as written, else with an image's extension, else by name in any folder below.
 
     Args:
         listing: what lies below the folder of the images.
+        suffixes: of the files that are meant, where they are no images.
     """
+
+    def bare(path: str) -> str:
+        return without_suffix(path, suffixes)
+
+    def bare_name(path: str) -> str:
+        return bare(posixpath.basename(path))
+
     paths = {info.relative for info in listing}
-    images = sorted(filter(is_image_name, paths))
-    ways = [_group(images, key_of) for key_of in (without_suffix, posixpath.basename, _name_without_suffix)]
+    images = sorted(path for path in paths if posixpath.splitext(path)[1].lower() in suffixes)
+    ways = [_group(images, key_of) for key_of in (bare, posixpath.basename, bare_name)]
     found: dict[str, str] = {}
     several: dict[str, list[str]] = {}
     renamed: list[str] = []
@@ -62,7 +79,7 @@ def find_images(identifiers: Iterable[str], listing: Sequence[ObjectInfo]) -> Fo
         if path in paths:
             found[identifier] = path
             continue
-        keys = [without_suffix(path), path, without_suffix(path)]
+        keys = [bare(path), path, bare(path)]
         if "/" in path:
             keys = keys[:1]  # the table names the folder
         files: list[str] = next((way[key] for way, key in zip(ways, keys) if key in way), [])
@@ -70,7 +87,7 @@ def find_images(identifiers: Iterable[str], listing: Sequence[ObjectInfo]) -> Fo
             several[identifier] = files
         elif files:
             found[identifier] = files[0]
-            if is_image_name(path) and posixpath.splitext(files[0])[1] != posixpath.splitext(path)[1]:
+            if bare(path) != path and posixpath.splitext(files[0])[1] != posixpath.splitext(path)[1]:
                 renamed.append(identifier)
             if posixpath.dirname(files[0]) != posixpath.dirname(path):
                 nested.append(identifier)

@@ -1,4 +1,4 @@
-"""Cohorts of kind ``csv``: a table with one row an image, or one table for each split, and the images' files.
+"""Cohorts of kind ``csv``: a table with one row an image or a clip, or one table for each split, and the files.
 
 What a study must not go on with is refused, all problems at once; a row it can do without is left out, with its rule.
 """
@@ -15,7 +15,14 @@ from vitreous.core.label_sets import Task
 from vitreous.samples.choices import Filter, choose_rows
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, Cohort, seal
 from vitreous.samples.identifiers import match_spelling
-from vitreous.samples.image_files import FoundImages, find_images, match_names, without_suffix
+from vitreous.samples.image_files import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    FoundImages,
+    find_images,
+    match_names,
+    without_suffix,
+)
 from vitreous.samples.label_columns import read_label_sets
 from vitreous.samples.patients import check_agreement, check_ids, patient_classes, patients_are_rows
 from vitreous.samples.problems import Problems, examples
@@ -28,6 +35,13 @@ from vitreous.samples.splits import (
     read_split_files,
     val_split,
 )
+from vitreous.samples.stretches import (
+    STRETCH_COLUMNS,
+    StretchColumns,
+    name_stretches,
+    number_clips,
+    read_stretches,
+)
 from vitreous.samples.tables import Table, check_columns, is_missing, read_table
 from vitreous.storage.location import ObjectInfo
 
@@ -35,7 +49,7 @@ SplitSource = str | FractionSplit | ValFraction | Mapping[str, Path]
 Listing = Sequence[ObjectInfo]
 _WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
 _UNKNOWN = "unknown"
-_OWN_NAMES = {*SAMPLE_COLUMNS, "class", "rule", "detail", "image", "of_table"}
+_OWN_NAMES = {*SAMPLE_COLUMNS, *STRETCH_COLUMNS, "class", "rule", "detail", "image", "of_table"}
 _PATIENT_REMEDY = "Give data.patient, the column of patient ids, if the table has one."
 
 
@@ -55,6 +69,7 @@ def load_image_table(
     columns: Sequence[str] = (),
     table_names: str | Mapping[str, str] | None = None,
     one_label: bool = True,
+    stretch: StretchColumns | None = None,
     accepts_spelling: bool = False,
 ) -> Cohort:
     """Join rows and files, check both, and seal the labels of the test split.
@@ -78,6 +93,7 @@ def load_image_table(
         columns: further ones, kept with the samples as they are; what is missing is empty.
         table_names: what the user calls the tables, where they are staged copies.
         one_label: all images of a patient must have the same label.
+        stretch: rows are clips of video files; which part of them each row means. Without `patient` a video is one.
         accepts_spelling: ids that differ only in spelling are different patients'.
     Raises:
         SampleError: columns are missing, labels or splits unknown or contradictory, an id means two files, ids differ
@@ -89,6 +105,7 @@ def load_image_table(
     labels = [label] if isinstance(label, str) else list(label)
     needed = {"images": [image], "labels": labels, "patients": [patient] if patient else [], "domains": domains}
     needed |= {"splits": [split] if isinstance(split, str) else [], "where": list(where or {}), "columns": further}
+    needed["clips"] = stretch.names if stretch is not None else []
     for table in read.values():
         in_table = "" if len(read) == 1 else f" in {table.name}"
         for purpose, names in needed.items():
@@ -101,15 +118,19 @@ def load_image_table(
     exclude(rows, ~choose_rows(cells, where or {}, "where", problems), "where", f"where: {dict(where or {})}")
     task: Task = "multi_class" if isinstance(label, str) else "multi_label"
     if isinstance(label, str):
-        rows["y"] = _class_indices(cells[label], rows["rule"] == "", label, classes, label_map, problems)
+        rows["y"] = class_indices(cells[label], rows["rule"] == "", label, classes, label_map, problems)
         exclude(rows, rows["y"].isna(), "missing label", f"no value in {label!r}")
     else:
         rows["y"] = read_label_sets(cells[labels], rows["rule"] == "", agreement, problems)
         exclude(rows, rows["y"].isna(), "missing label", f"no value in one of {labels}")
     findings = [finding for table in read.values() for finding in table.findings]
-    findings += _add_files(rows, listings, problems)
+    if stretch is not None:
+        rows = rows.join(read_stretches(cells, rows["rule"] == "", stretch, problems))
+    findings += _add_files(rows, listings, problems, IMAGE_SUFFIXES if stretch is None else VIDEO_SUFFIXES)
+    if stretch is not None:
+        rows["sample_id"] = rows["sample_id"] + name_stretches(rows)
     if patient is None:
-        rows["patient_id"] = rows["sample_id"]
+        rows["patient_id"] = rows["relative"]
         findings.append(patients_are_rows(", ".join(table.name for table in read.values()), _PATIENT_REMEDY))
     else:
         rows["patient_id"] = cells[patient].where(~is_missing(cells[patient]), "")
@@ -122,6 +143,8 @@ def load_image_table(
     check_agreement(rows.loc[rows["rule"] == ""], problems, one_label=one_label)
     problems.check_none()
     kept = rows.loc[rows["rule"] == ""].assign(item=-1, weight=1.0)
+    if stretch is not None:
+        kept, further = number_clips(kept, stretch.clips), [*further, *STRETCH_COLUMNS]
     return seal(
         kept[[*SAMPLE_COLUMNS, *domains, *further]],
         rows.loc[rows["rule"] != "", list(EXCLUDED_COLUMNS)],
@@ -165,7 +188,7 @@ def _check_options(classes: Sequence[str], labels: Sequence[str], domains: Seque
         )
 
 
-def _class_indices(
+def class_indices(
     cells: pd.Series,
     live: pd.Series,
     label: str,
@@ -201,7 +224,9 @@ def _normal_value(text: str) -> str:
     return str(int(whole[1])) if whole else text
 
 
-def _add_files(rows: pd.DataFrame, listings: Listing | Mapping[str, Listing], problems: Problems) -> list[Finding]:
+def _add_files(
+    rows: pd.DataFrame, listings: Listing | Mapping[str, Listing], problems: Problems, suffixes: frozenset[str]
+) -> list[Finding]:
     """Fill in ``relative``, ``size``, ``etag`` and ``sample_id``; exclude rows without a file."""
     if len(empty := rows.index[(rows["image"] == "") & (rows["rule"] == "")]):
         problems.add(f"lines {examples(empty)} name no image; fill it in or remove them.")
@@ -214,7 +239,7 @@ def _add_files(rows: pd.DataFrame, listings: Listing | Mapping[str, Listing], pr
     for part, listing in folders.items():
         of_part = rows["of_table"] == part if per_split else pd.Series(True, index=rows.index)
         named = rows.loc[of_part & (rows["image"] != ""), "image"]
-        found = find_images(named, listing)
+        found = find_images(named, listing, suffixes)
         infos = {info.relative: info for info in listing}
         paths = named.map(found.relative).dropna()
         rows.loc[paths.index, "size"] = paths.map(lambda path, infos=infos: infos[path].size)
@@ -309,15 +334,17 @@ def _exclude_duplicates(rows: pd.DataFrame, domains: Sequence[str], problems: Pr
         domain: f"values of {domain!r}" for domain in domains
     }
     for column, what in agreeing.items():
-        several = live.groupby("relative")[column].nunique()
+        # clips of one video may have different labels, but not different patients
+        key = "relative" if column in ("patient_id", "split") else "sample_id"
+        several = live.groupby(key)[column].nunique()
         contradictory = several.index[several > 1]
         if len(contradictory):
-            lines = live.index[live["relative"].isin(contradictory)]
+            lines = live.index[live[key].isin(contradictory)]
             problems.add(
                 f"{len(contradictory)} images have rows with different {what}: {examples(contradictory)} "
                 f"(lines {examples(lines)}); keep one row of each."
             )
-    repeated = live["relative"].duplicated().reindex(rows.index, fill_value=False)
+    repeated = live["sample_id"].duplicated().reindex(rows.index, fill_value=False)
     exclude(rows, repeated, "duplicate", "an earlier row names the same file")
     if not repeated.any():
         return []

@@ -1,4 +1,4 @@
-"""A study's data, opened: the cohort, where its bytes are, and how a file becomes a volume or an image."""
+"""A study's data, opened: the cohort, where its bytes are, and how a file becomes a volume, an image or a clip."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,29 +10,37 @@ from typing import Any, assert_never
 
 import pandas as pd
 import psutil
+import torch
 
+from vitreous.config.clip_data import FramesData, MaskData
 from vitreous.config.data import CsvData, FolderData, FractionsSplit, NpzData, ParticipantsData, ValFractionSplit
 from vitreous.config.study import StudyConfig
-from vitreous.core.errors import LocationError
+from vitreous.core.errors import CircumstanceError, InputError, LocationError, SampleError, StorageError
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.input_spec import Modality
+from vitreous.core.input_spec import ClipSpec, Modality
 from vitreous.features.encode import Request, Staged
+from vitreous.inputs.clip_preprocessing import clip_frames, place_picture
 from vitreous.inputs.decode import decode_volume
 from vitreous.inputs.image_files import decode_image
+from vitreous.inputs.masks import decode_mask, place_mask
 from vitreous.inputs.numpy_files import NpzArrays
 from vitreous.inputs.prepare import Decoded
 from vitreous.inputs.volume import DeclaredAxes, check_declared_size
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.folders import load_image_folders
+from vitreous.samples.frame_labels import FrameLabels
+from vitreous.samples.frames import load_frames
 from vitreous.samples.image_table import load_image_table
 from vitreous.samples.npz import load_npz_cohort
 from vitreous.samples.participants import load_participants
 from vitreous.samples.splits import FractionSplit, ValFraction
+from vitreous.samples.stretches import StretchColumns
 from vitreous.storage.files import fetch_file
 from vitreous.storage.listing import load_key_manifest
 from vitreous.storage.location import Location, ObjectInfo, S3Options
 from vitreous.storage.objects import ObjectStore
 from vitreous.storage.staging import StagingCache
+from vitreous.study.clips import ClipMasks, FrameClips, VideoClips, fetch_from, match_masks, stretches_of
 
 _MB, _GB = 10**6, 10**9
 
@@ -49,6 +57,9 @@ class OpenedData:
         declared: what the study says where a file does not.
         max_bytes: a volume or image that declares more is refused before it is allocated.
         modality: what a file, or an item of one, is.
+        clips: what belongs to each clip, where samples are clips.
+        masks: class maps of labelled frames, where the study names any.
+        agreement: how well neighbouring frames agree, see :func:`~vitreous.samples.frame_labels.count_agreement`.
     """
 
     cohort: Cohort
@@ -58,6 +69,9 @@ class OpenedData:
     declared: DeclaredAxes
     max_bytes: int
     modality: Modality = "volume"
+    clips: VideoClips | FrameClips | None = None
+    masks: ClipMasks | None = None
+    agreement: pd.DataFrame | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
@@ -65,11 +79,24 @@ class OpenedData:
         """Content identity of each sample's file (and item), indexed by sample id, in the order of the cohort."""
         samples = self.cohort.samples
         identities = {relative: info.identity for relative, info in self.infos.items()}
+
+        def identify(relative: str, item: int) -> str:
+            if self.clips is not None:
+                return self.clips.identify(relative, item, identities)
+            return identities[relative] if item < 0 else fingerprint([identities[relative], relative, item])
+
         ids = [
-            identities[relative] if item < 0 else fingerprint([identities[relative], relative, int(item)])
-            for relative, item in zip(samples["relative"], samples["item"], strict=True)
+            identify(relative, int(item)) for relative, item in zip(samples["relative"], samples["item"], strict=True)
         ]
         return pd.Series(ids, index=samples["sample_id"])
+
+    @property
+    def files(self) -> dict[Location, int]:
+        """Every file that may be read, and its bytes: of clips of image files all frames."""
+        infos = list(self.infos.values())
+        if isinstance(self.clips, FrameClips):
+            infos += self.clips.infos.values()
+        return {info.location: info.size for info in infos}
 
     @cached_property
     def requests(self) -> list[Request]:
@@ -99,6 +126,8 @@ class OpenedData:
         Raises:
             InputError: it cannot be used.
         """
+        if self.clips is not None:
+            return self.clips.open(request, path)
         is_image = self.modality == "image"
         if request.item < 0:
             if is_image:
@@ -109,6 +138,41 @@ class OpenedData:
             return arrays.image(request.source, request.item)
         check_declared_size(arrays.shape(request.source)[1:], bytes_per_value=1, max_bytes=self.max_bytes)
         return arrays.volume(request.source, request.item)
+
+    def load_mask(self, relative: str, spec: ClipSpec, size: tuple[int, int]) -> torch.Tensor | None:
+        """The class map of a clip's labelled frame, (h, w) int64, where the encoder's picture lies; None without one.
+
+        Pixels that say nothing are `vitreous.inputs.masks.IGNORE_INDEX`.
+
+        Args:
+            relative: of the sample.
+            spec: of the encoder.
+            size: rows and columns that are asked for.
+
+        Raises:
+            InputError: the mask cannot be read, is not of the frame's size, or holds an unknown class.
+        """
+        info = None if self.masks is None else self.masks.of(relative)
+        if self.masks is None or info is None:
+            return None
+        try:
+            path = self.masks.fetch(info)
+        except (LocationError, StorageError) as error:
+            raise CircumstanceError(f"a mask could not be fetched ({error}).") from None
+        mask_HW = decode_mask(
+            path, num_classes=len(self.masks.classes), ignore=self.masks.ignore, max_bytes=self.max_bytes
+        )
+        assert isinstance(self.clips, FrameClips)
+        clip = self.clips.open(Request("", relative), path)
+        # a step that looks for the picture looks at the frames that the encoder gets
+        indices = clip_frames(clip, spec).indices if spec.endoscope else (clip.middle,)
+        frames_THWC = clip.read(indices)
+        if frames_THWC.shape[1:3] != mask_HW.shape:
+            raise InputError(
+                f"the mask has {mask_HW.shape[0]} × {mask_HW.shape[1]} pixels, its frame {frames_THWC.shape[1]} × "
+                f"{frames_THWC.shape[2]}; they must have one size."
+            )
+        return place_mask(mask_HW, place_picture(frames_THWC, spec), size)
 
     def _arrays(self, path: Path) -> NpzArrays:
         with self._opening:
@@ -124,6 +188,8 @@ class OpenedData:
 
     def describe_declared(self) -> dict[str, Any]:
         """Plain values, for the feature key."""
+        if self.clips is not None:
+            return self.clips.describe()
         if self.modality == "image":
             return {"axes": self.declared.axes}
         return {"axes": self.declared.axes, "spacing_mm": self.declared.spacing_mm}
@@ -180,6 +246,8 @@ def open_data(config: StudyConfig, *, keep_listing: bool = True) -> OpenedData:
             return OpenedData(cohort, infos, store, cache, declared, max_bytes, data.modality)
         case CsvData() | FolderData():
             return _open_images(config, data, cache, keep_listing=keep_listing)
+        case FramesData():
+            return _open_frames(config, data, cache, keep_listing=keep_listing)
         case _:
             assert_never(data)
 
@@ -209,7 +277,89 @@ def _open_images(
             name=data.files,
         )
     max_bytes = int(data.max_image_mb * _MB)
-    return OpenedData(cohort, _used(cohort, listings), store, cache, DeclaredAxes(), max_bytes, data.modality)
+    clips = None
+    if isinstance(data, CsvData) and data.video is not None:
+        clips = VideoClips(stretches_of(cohort.samples), max_bytes, int(data.max_clip_mb * _MB))
+    used = _used(cohort, listings)
+    return OpenedData(cohort, used, store, cache, DeclaredAxes(), max_bytes, data.modality, clips)
+
+
+def _open_frames(config: StudyConfig, data: FramesData, cache: StagingCache, *, keep_listing: bool) -> OpenedData:
+    s3 = s3_options(config)
+    store = ObjectStore(Location.parse(data.files), s3)
+    listing = load_key_manifest(store, cache_dir=cache.dir, refresh=data.refresh_listing, write=keep_listing)
+    split: str | FractionSplit | dict[str, Path] | None
+    if config.folds is not None or data.split is None:
+        split = None
+    elif isinstance(data.split, FractionsSplit):
+        split = FractionSplit(data.split.fractions, data.split.seed)
+    elif isinstance(data.split, str):
+        split = data.split
+    else:
+        split = {str(name): fetch_file(location, s3, cache) for name, location in data.split.items()}
+    found = load_frames(
+        fetch_file(data.table, s3, cache),
+        listing,
+        pattern=data.pattern,
+        video=data.video,
+        frame=data.frame,
+        label=data.label,
+        classes=data.classes,
+        split=split,
+        has_folds=config.folds is not None,
+        agreement=data.agreement,
+        label_map=data.label_map,
+        labels=FrameLabels(data.label_rule.rule, data.label_rule.frames or 1),
+        patient=data.patient,
+        where=data.where,
+        every=data.every,
+        stride=data.stride,
+        domains=data.domains,
+        columns=data.columns,
+        table_name=data.table,
+        one_label=data.aggregate != "none",
+        accepts_spelling=_accepts_spelling(config),
+    )
+    samples = found.cohort.samples
+    centres = {
+        relative: (video, int(frame))
+        for relative, video, frame in zip(samples["relative"], samples["video"], samples["frame"], strict=True)
+    }
+    max_bytes = int(data.max_image_mb * _MB)
+    needed = {one for video in found.videos.values() for one in video.relatives if one is not None}
+    clips = FrameClips(
+        found.videos,
+        {info.relative: info for info in listing if info.relative in needed},
+        centres,
+        data.window,
+        None if data.fps is None else data.fps / found.every,
+        fetch_from(store, cache),
+        max_bytes,
+        int(data.max_clip_mb * _MB),
+    )
+    masks = None if data.masks is None else _open_masks(config, data.masks, samples["relative"], cache)
+    used = _used(found.cohort, {"": listing})
+    declared = DeclaredAxes()
+    return OpenedData(
+        found.cohort, used, store, cache, declared, max_bytes, data.modality, clips, masks, found.agreement
+    )
+
+
+def _open_masks(config: StudyConfig, masks: MaskData, relatives: pd.Series, cache: StagingCache) -> ClipMasks:
+    """Masks below one or two folders.
+
+    Raises:
+        SampleError: not one frame of the cohort has a mask.
+    """
+    stores = [ObjectStore(Location.parse(place), s3_options(config)) for place in (masks.files, masks.second) if place]
+    matched = [match_masks(relatives, store.list()) for store in stores]
+    if not any(matched):
+        raise SampleError(
+            f"data.masks: no frame has a mask below {' or '.join(str(store.root) for store in stores)}; a mask lies at "
+            f"its frame's path with the ending .png, such as {relatives.iloc[0].rpartition('.')[0]}.png."
+        )
+    fetch = fetch_from(_one_store(stores), cache)
+    return ClipMasks(matched[0], matched[1] if len(matched) > 1 else {}, masks.classes, masks.ignore, fetch)
 
 
 def _one_store(stores: Sequence[ObjectStore]) -> ObjectStore:
@@ -270,7 +420,10 @@ def _open_csv(
     return load_image_table(
         paths if is_each else paths[""],
         listings if isinstance(data.files, dict) else listings[""],
-        image=data.image,
+        image=data.file_column,
+        stretch=None
+        if data.video is None
+        else StretchColumns(start=data.start, end=data.end, centre=data.centre, clips=data.clips),
         label=data.label,
         agreement=data.agreement,
         classes=data.classes,

@@ -220,10 +220,10 @@ def _survey(data: OpenedData, partition: Partition, kept_inputs: dict[str, Decod
             continue
         try:
             decoded = data.load_input(request, path)
+            rows[sample_id] = describe_decoded(decoded)
         except InputError as error:
             failures.append(str(error))
             continue
-        rows[sample_id] = describe_decoded(decoded)
         if sample_id in kept:
             kept_inputs[sample_id] = decoded
     if failures:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitreous.config.attentive_probe import AttentiveProbe
+from vitreous.config.clip_data import FramesData
 from vitreous.config.study import EncoderConfig, StudyConfig
 from vitreous.core.errors import ConfigError, UserError
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.input_spec import Modality
+from vitreous.core.input_spec import AnySpec, ClipSpec, Modality
 from vitreous.core.streams import stream_seed
 from vitreous.encoders.catalog import FAMILIES, build_random_encoder, fetch_checkpoint, fetch_encoder, load_encoder
 from vitreous.encoders.encoder import Encoder, Precision
@@ -105,6 +106,8 @@ def _open(
     else:
         source |= {"checkpoint": encoder.checkpoint, "which": encoder.which, "key_prefix": encoder.key_prefix}
     built = load_source(source, s3_options(config), cache, precision=runtime.precision, device=runtime.device)
+    if problem := _sampling_problem(config, built.spec):
+        raise ConfigError(problem)
     coarse = config.features.grid
     if coarse is not None and any(cells > tokens for cells, tokens in zip(coarse, built.grid, strict=True)):
         raise ConfigError(f"features.grid {list(coarse)} is finer than this encoder's token grid {list(built.grid)}.")
@@ -117,6 +120,24 @@ def _open(
     return OpenedEncoder(
         name, built, source, dict(encoder.options), tuple(sorted(encoder.input)), is_floor=encoder.random is not None
     )
+
+
+def _sampling_problem(config: StudyConfig, spec: AnySpec) -> str | None:
+    """Why these frames cannot be sampled as the encoder asks; None where they can."""
+    data = config.data
+    if not isinstance(spec, ClipSpec) or not isinstance(data, FramesData):
+        return None
+    if spec.fps is not None and data.fps is None:
+        return (
+            f"the encoder takes {spec.fps:g} frames a second, and the study does not say how many frame numbers make a "
+            "second. Set data.fps, or input: {step: 1, fps: null} for neighbouring frames."
+        )
+    if spec.fps is None and spec.step is None and data.window is None:
+        return (
+            "the encoder's frames are spread over the clip, which without data.window is all of the video, the same "
+            "for each of its clips. Set data.window, or input.step or input.fps."
+        )
+    return None
 
 
 def load_source(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitreous.config.data import Data
+from vitreous.config.data_kinds import Data
 from vitreous.config.study import StudyConfig
 from vitreous.core.files import write_json, write_text
 from vitreous.core.input_spec import item_noun

@@ -199,6 +199,8 @@ def _implied_study(facts: Mapping[str, Any]) -> StudyConfig:
     tables = {"table": unknown, "files": unknown, "label": facts["classes"] if of_labels else unknown}
     if facts["modality"] == "volume":
         data = {"kind": "participants", **tables}
+    elif facts["modality"] == "clip":
+        data = {"kind": "csv", "video": unknown, "split": unknown, **tables}
     elif of_labels:
         data = {"kind": "csv", "image": unknown, "split": unknown, **tables}
     else:

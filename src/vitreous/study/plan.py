@@ -24,6 +24,7 @@ from vitreous.recipes.probe_cost import GridSize, estimate_probe_flops, estimate
 from vitreous.study.account import count_participants, pivot_counts
 from vitreous.study.adapt import grid_members, probe_settings, shape_of
 from vitreous.study.adapt_pixels import check_pixel_recipes, check_pixel_rows
+from vitreous.study.clip_findings import describe_clips, name_agreement
 from vitreous.study.cost import EncoderCost, estimate_cost, measure_matmul_flops
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.encode import feature_store, feature_width, token_stores, training_files
@@ -108,6 +109,7 @@ class Plan:
         pixel_bytes: of the prepared inputs that these keep, before it is known which files can be used.
         few_shot: what the curves take, where the study asks for them.
         run_dir: where the run would be.
+        agreement: by length, how many clips have frames that all have the same labels; None where samples are no clips.
     """
 
     counts: pd.DataFrame
@@ -125,6 +127,7 @@ class Plan:
     few_shot: FewShotPlan | None
     runtime: Runtime
     run_dir: Path
+    agreement: pd.DataFrame | None = None
 
 
 def make_plan(config: StudyConfig) -> Plan:
@@ -146,16 +149,15 @@ def make_plan(config: StudyConfig) -> Plan:
     costs = _costs(encoders, runtime, speed)
     num_train, num_val, num_folds = _split_sizes(config, data)
     samples = data.cohort.samples
-    locations = {info.location: info.size for info in data.infos.values()}
     return Plan(
         count_participants(data.cohort),
         {str(rule): int(count) for rule, count in data.cohort.excluded["rule"].value_counts().items()},
-        (*data.cohort.findings, *gate.findings(with_ids=True), *floors.findings),
+        (*data.cohort.findings, *gate.findings(with_ids=True), *floors.findings, *describe_clips(data, encoders)),
         data.cohort.patients_without_files,
         len(samples),
         int(samples["patient_id"].nunique()),
-        len(locations),
-        sum(locations.values()),
+        len(data.files),
+        sum(data.files.values()),
         tuple(
             _plan_encoder(config, runtime, data, opened, costs, rows)
             for opened in encoders
@@ -178,6 +180,7 @@ def make_plan(config: StudyConfig) -> Plan:
         _plan_few_shot(config, data, encoders, rows),
         runtime,
         Path(config.runs).expanduser() / config.name,
+        None if data.agreement is None else name_agreement(data.agreement, config.data.classes),
     )
 
 
@@ -357,6 +360,8 @@ def print_plan(study: str, overrides: Sequence[str]) -> None:
         console.print(table)
     if plan.excluded:
         console.print(_excluded_table(plan.excluded))
+    if plan.agreement is not None and len(plan.agreement):
+        console.print(_agreement_table(plan.agreement))
     for finding in plan.findings:
         console.print(
             f"[yellow]{finding.severity}[/] {escape(f'{finding.title} {finding.evidence} {finding.remedy}'.strip())}",
@@ -413,6 +418,18 @@ def _counts_tables(counts: pd.DataFrame, noun: str) -> list[Table]:
             table.add_row(*map(escape, row))
         tables.append(table)
     return tables
+
+
+def _agreement_table(agreement: pd.DataFrame) -> Table:
+    """Shares of the clips of train and val whose frames agree, by length."""
+    labels = [name for name in agreement.columns if name not in ("frames", "clips", "agreeing", "share")]
+    table = Table(title="Frames of a clip that agree (train and val)", title_justify="left")
+    for name in ("frames", "clips", "agree fully", *labels):
+        table.add_column(name, justify="right")
+    for row in agreement.to_dict("records"):
+        shares = [f"{row['share']:.1%}", *(f"{row[label]:.1%}" for label in labels)]
+        table.add_row(str(row["frames"]), str(row["clips"]), *shares)
+    return table
 
 
 def _excluded_table(excluded: dict[str, int]) -> Table:

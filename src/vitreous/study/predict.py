@@ -41,7 +41,7 @@ from vitreous.study.runtime import Runtime, resolve_runtime
 _MB, _GB = 10**6, 10**9
 _MAX_PIECE = 64 * SHARD_SIZE  # files
 _MAX_PREPARED_BYTES = 1 << 30  # of one piece, on disk, for models that read pixels
-_DEFAULT_IMAGE_MB, _DEFAULT_VOLUME_GB = 500.0, 2.0  # as a study has them
+_DEFAULT_IMAGE_MB, _DEFAULT_VOLUME_GB, _DEFAULT_CLIP_MB = 500.0, 2.0, 2000.0  # as a study has them
 
 Reads = Literal["vectors", "tokens", "pixels"]
 Logits = Callable[[StudyFeatures], npt.NDArray[np.float64]]
@@ -120,7 +120,7 @@ def find_for_model(model: ModelFolder, inputs: Sequence[str], options: InputOpti
     data = model.config.data
     max_bytes = (
         getattr(data, "max_image_mb", _DEFAULT_IMAGE_MB) * _MB
-        if model.modality == "image"
+        if model.modality != "volume"
         else getattr(data, "max_volume_gb", _DEFAULT_VOLUME_GB) * _GB
     )
     return find_inputs(
@@ -130,6 +130,7 @@ def find_for_model(model: ModelFolder, inputs: Sequence[str], options: InputOpti
         modality=model.modality,
         declared=DeclaredAxes(declared.get("axes"), None if spacing is None else tuple(spacing)),
         max_bytes=int(max_bytes),
+        max_clip_bytes=int(getattr(data, "max_clip_mb", _DEFAULT_CLIP_MB) * _MB),
         s3=s3_options(model.config),
         cache=open_cache(model.config),
     )

@@ -17,7 +17,13 @@ from vitreous.core.input_spec import Modality
 from vitreous.inputs.numpy_files import NpzArrays
 from vitreous.inputs.volume import DeclaredAxes
 from vitreous.samples.cohort import EXCLUDED_COLUMNS, SAMPLE_COLUMNS, SEALED, Cohort, SealedLabels
-from vitreous.samples.image_files import find_images, is_image_name
+from vitreous.samples.image_files import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    find_images,
+    is_image_name,
+    is_video_name,
+)
 from vitreous.samples.problems import Problems, examples
 from vitreous.samples.tables import check_columns, is_missing, read_table
 from vitreous.storage.files import fetch_file
@@ -25,6 +31,7 @@ from vitreous.storage.location import Location, ObjectInfo, S3Options
 from vitreous.storage.objects import ObjectStore
 from vitreous.storage.refusals import MissingObjectError
 from vitreous.storage.staging import StagingCache
+from vitreous.study.clips import VideoClips
 from vitreous.study.data import OpenedData
 
 _VOLUME_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".nii", ".gz", ".npy", ".npz", ""})
@@ -87,6 +94,7 @@ def find_inputs(
     modality: Modality,
     declared: DeclaredAxes,
     max_bytes: int,
+    max_clip_bytes: int,
     s3: S3Options,
     cache: StagingCache,
 ) -> FoundInputs:
@@ -94,7 +102,8 @@ def find_inputs(
 
     Args:
         declared: axes and spacing of the model's own data, where `options` say nothing.
-        max_bytes: of one volume or image.
+        max_bytes: of one volume, image or frame.
+        max_clip_bytes: of all frames of a clip that are read.
 
     Raises:
         UserError: nothing is found, an option has no effect, or a patient cannot be told.
@@ -125,15 +134,16 @@ def find_inputs(
     elif "patient_id" not in samples:
         samples["patient_id"] = samples["sample_id"]
     axes = options.axes or declared.axes
-    is_plain_image = modality == "image" and options.array is None
+    has_no_axes = modality == "clip" or (modality == "image" and options.array is None)
     data = OpenedData(
         _unlabelled(samples, infos, classes),
         infos,
         store,
         cache,
-        DeclaredAxes() if is_plain_image else DeclaredAxes(axes, declared.spacing_mm),
+        DeclaredAxes() if has_no_axes else DeclaredAxes(axes, declared.spacing_mm),
         max_bytes,
         modality,
+        VideoClips({}, max_bytes, max_clip_bytes) if modality == "clip" else None,
     )
     return FoundInputs(data, missing, dict(sorted(left_out.items())))
 
@@ -152,6 +162,8 @@ def _check_options(options: InputOptions, modality: Modality) -> None:
         problems.append("--patient-pattern reads paths; the items of an array have none")
     if options.axes is not None and modality == "image" and options.array is None:
         problems.append("--axes has no effect on image files; it goes with --array")
+    if modality == "clip" and (options.axes is not None or options.array is not None):
+        problems.append("--axes and --array are for arrays; this model reads video files")
     if problems:
         raise UserError("; ".join(problems) + ".")
 
@@ -207,6 +219,8 @@ def _is_hidden(path: str, root: Location) -> bool:
 def _is_input_name(path: str, modality: Modality) -> bool:
     if modality == "image":
         return is_image_name(path)
+    if modality == "clip":
+        return is_video_name(path)
     # an id such as 1.2.840.113 is a usual name of a DICOM file: what looks like no suffix is none
     suffix = posixpath.splitext(path)[1].lower()
     return suffix in _VOLUME_SUFFIXES or suffix[1:].isdigit()
@@ -300,7 +314,8 @@ def _files_of(
         paths = {name: posixpath.normpath(name.replace("\\", "/").lstrip("/")) for name in names if name}
         return {name: path for name, path in paths.items() if path in infos}, {}
     listing = [ObjectInfo(info.location, relative, info.size, info.etag) for relative, info in infos.items()]
-    found = find_images([name for name in names if name], listing)
+    suffixes = VIDEO_SUFFIXES if modality == "clip" else IMAGE_SUFFIXES
+    found = find_images([name for name in names if name], listing, suffixes)
     return found.relative, found.several
 
 

@@ -127,6 +127,7 @@ def target_config(config: StudyConfig, place: TargetPlace, options: CohortOption
     if options.label_map is not None:
         given["label_map"] = dict(options.label_map)
     has_keys = {"csv": {"label", "image", "patient", "label_map"}, "participants": {"label", "patient"},
+                "frames": {"label", "patient", "label_map"},
                 "npz": {"patient"}}.get(data["kind"], set())  # fmt: skip
     if idle := sorted(set(given) - has_keys):
         named = ", ".join(f"--{key.replace('_', '-')}" for key in idle)
@@ -142,7 +143,7 @@ def target_config(config: StudyConfig, place: TargetPlace, options: CohortOption
 
 
 def _takes_folds(data: Mapping[str, Any]) -> bool:
-    return data["kind"] == "participants" or (data["kind"] == "csv" and isinstance(data["table"], str))
+    return data["kind"] in ("participants", "frames") or (data["kind"] == "csv" and isinstance(data["table"], str))
 
 
 def _data_of_run(config: StudyConfig, place: TargetPlace) -> dict[str, Any]:
