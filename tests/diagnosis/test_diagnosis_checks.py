@@ -16,8 +16,10 @@ from vitreous.diagnosis.label_errors import find_label_errors, suspect_labels
 from vitreous.diagnosis.prevalence import find_never_predicted, find_prevalence_shifts
 from vitreous.diagnosis.sameness import Decided, find_option_without_effect, find_same_rows
 from vitreous.diagnosis.shortcuts import examine_shortcut, find_shortcuts
+from vitreous.diagnosis.thresholds import find_foreign_thresholds
 from vitreous.diagnosis.training_ends import find_under_trained
 from vitreous.evidence.overfitting import describe_training
+from vitreous.evidence.task_scores import with_chosen_thresholds
 
 CLASSES = ("a", "b", "c")
 
@@ -89,7 +91,7 @@ def test_shortcuts() -> None:
     features = rng.normal(size=(160, 16)).astype(np.float32)
     features[:, 0] += 4 * site
     cells = pd.Series([f"s{value}" for value in site])
-    one = examine_shortcut(features, cells, patient_N, y_N, 2, column="site", encoder="x")
+    one = examine_shortcut(features, cells, patient_N, {"": y_N}, 2, column="site", encoder="x")
     assert one is not None
     assert one.is_readable
     [finding] = find_shortcuts([one], 2, {"x": 0.9})
@@ -97,14 +99,50 @@ def test_shortcuts() -> None:
     assert "the encoder's best row has 0.90" in finding.evidence
     other = pd.Series(rng.choice(["left", "right"], 160))
     features[:, 1] += 4 * (other == "left")
-    harmless = examine_shortcut(features, other, patient_N, y_N, 2, column="laterality", encoder="x")
+    harmless = examine_shortcut(features, other, patient_N, {"": y_N}, 2, column="laterality", encoder="x")
     assert harmless is not None
     assert [found.code for found in find_shortcuts([harmless], 2, {})] == ["readable_column"]
-    hidden = examine_shortcut(features, pd.Series(rng.normal(60, 9, 160)), patient_N, y_N, 2, column="age", encoder="x")
+    hidden = examine_shortcut(
+        features, pd.Series(rng.normal(60, 9, 160)), patient_N, {"": y_N}, 2, column="age", encoder="x"
+    )
     assert hidden is not None
     assert hidden.num_values == 2
     assert find_shortcuts([hidden], 2, {}) == []
-    assert examine_shortcut(features, pd.Series(["one"] * 160), patient_N, y_N, 2, column="site", encoder="x") is None
+    assert (
+        examine_shortcut(features, pd.Series(["one"] * 160), patient_N, {"": y_N}, 2, column="site", encoder="x")
+        is None
+    )
+
+
+def test_of_several_labels_the_one_that_a_column_tells_best() -> None:
+    rng = np.random.default_rng(8)
+    patient_N = np.array([f"p{n}" for n in range(120)])
+    labels = {"P": rng.integers(0, 2, 120), "Q": np.arange(120) % 2}
+    site = pd.Series([f"s{value}" for value in labels["Q"]])
+    features = (rng.normal(size=(120, 8)) + 3 * labels["Q"][:, None]).astype(np.float32)
+    one = examine_shortcut(features, site, patient_N, labels, 2, column="site", encoder="x")
+    assert one is not None
+    assert one.label == "Q"
+    assert "site alone predicts Q with 1.00" in find_shortcuts([one], 2, {})[0].evidence
+
+
+def test_thresholds_that_know_of_test() -> None:
+    rng = np.random.default_rng(9)
+
+    def drawn(count: int) -> Predictions:
+        y_N = rng.integers(0, 4, count)
+        logits = np.stack([(y_N >> c) & 1 for c in range(2)], axis=1) * 2 - 1 + rng.normal(0, 1.5, (count, 2))
+        return predictions(logits, y_N, ("P", "Q"), task="multi_label")
+
+    val, test = drawn(80), drawn(90)
+    honest = with_chosen_thresholds(test, val.scored("mean_probability"))
+    assert find_foreign_thresholds(val, honest, "mean_probability", "x") == []
+    leaking = with_chosen_thresholds(test, test.scored("mean_probability"))
+    [finding] = find_foreign_thresholds(val, leaking, "mean_probability", "x")
+    assert finding.severity == "error"
+    assert "those of test" in finding.title
+    classes = predictions(rng.normal(size=(9, 3)), np.arange(9) % 3)
+    assert find_foreign_thresholds(classes, classes, "mean_probability", "x") == []
 
 
 def test_label_errors() -> None:

@@ -160,6 +160,17 @@ def test_before_a_run_leaks_are_shown_with_rows(tmp_path: Path) -> None:
     assert accepted["same_file"][0].severity == "warning"
 
 
+def test_with_folds_each_choice_is_told_once(tmp_path: Path) -> None:
+    root = write_cohort(tmp_path)
+    recipe = LINEAR | {"grid": {"lr": [1e-3, 1e-2]}}
+    recipe.pop("lr")
+    values = values_of(root, folds={"k": 3}, recipes={"linear": recipe})
+    found = by_code(examine_run(RunDirectory(run_study(validate_study(values)).run_dir)))
+    edges = [(finding.title, finding.evidence.split(":")[0]) for finding in found.get("edge_of_grid", [])]
+    assert len(edges) == len(set(edges))
+    assert found["features_spread"], "the first round is looked at"
+
+
 # ---- the three stories
 
 

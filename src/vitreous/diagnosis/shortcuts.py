@@ -37,7 +37,9 @@ class Shortcut:
     Args:
         num_values: that are told apart; of numbers two, below and above the median.
         balanced_accuracy, low, high: of the column from the features, patients held out; chance is 1 / num_values.
-        alone: how well the column alone predicts the label; None where too few patients have one.
+        alone: how well the column alone predicts the label, of several the one that it predicts best; None where too
+            few patients have one.
+        label: which of several it is.
     """
 
     column: str
@@ -47,6 +49,7 @@ class Shortcut:
     low: float
     high: float
     alone: ColumnPrediction | None
+    label: str = ""
 
     @property
     def is_readable(self) -> bool:
@@ -58,7 +61,7 @@ def examine_shortcut(
     features_ND: npt.NDArray[np.float32],
     cells: pd.Series,
     patient_id_N: StrArray,
-    y_N: IntArray,
+    labels: Mapping[str, IntArray],
     num_classes: int,
     *,
     column: str,
@@ -67,7 +70,8 @@ def examine_shortcut(
     """Probe one column; None where fewer than two of its values have ten patients.
 
     Args:
-        y_N: class indices, below 0 where they may not be seen; only the column's own power over the label needs them.
+        labels: class indices, below 0 where they may not be seen, under an empty name; of several labels, 0 or 1 for
+            each. Only the column's own power over them needs them.
     """
     value_N = _as_groups(cells.astype("str").reset_index(drop=True), patient_id_N)
     chosen = np.flatnonzero(value_N >= 0)
@@ -80,10 +84,14 @@ def examine_shortcut(
     probs_NC = out_of_fold_probs(features_ND[chosen], value_N[chosen], patient_id_N[chosen], num_values, balanced=True)
     predicted_N = probs_NC.argmax(axis=1).astype(np.int64)
     value, low, high = balanced_accuracy_interval(value_N[chosen], predicted_N, patient_id_N[chosen], num_values)
-    known = y_N >= 0
-    texts = cells.astype("str").reset_index(drop=True)[known]
-    alone = predict_from_column(texts, y_N[known], patient_id_N[known], num_classes)
-    return Shortcut(column, encoder, num_values, value, low, high, alone)
+    texts = cells.astype("str").reset_index(drop=True)
+    told = {
+        name: found
+        for name, y_N in labels.items()
+        if (found := predict_from_column(texts[y_N >= 0], y_N[y_N >= 0], patient_id_N[y_N >= 0], num_classes))
+    }
+    best = max(told, key=lambda name: told[name].low, default="")
+    return Shortcut(column, encoder, num_values, value, low, high, told.get(best), best)
 
 
 def find_shortcuts(shortcuts: list[Shortcut], num_classes: int, own: Mapping[str, float]) -> list[Finding]:
@@ -103,8 +111,8 @@ def find_shortcuts(shortcuts: list[Shortcut], num_classes: int, own: Mapping[str
         )
         if one.alone is not None:
             evidence += (
-                f"; {one.column} alone predicts the label with {one.alone.balanced_accuracy:.2f} (at least "
-                f"{one.alone.low:.2f}), chance {1 / num_classes:.2f}"
+                f"; {one.column} alone predicts {one.label or 'the label'} with "
+                f"{one.alone.balanced_accuracy:.2f} (at least {one.alone.low:.2f}), chance {1 / num_classes:.2f}"
             )
         if one.encoder in own:
             evidence += f"; the encoder's best row has {own[one.encoder]:.2f}"

@@ -1,5 +1,6 @@
 """What the kept features of a run say: their spread, shortcuts, standardisers, labels that held-out probes doubt."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from vitreous.diagnosis.label_errors import find_label_errors, suspect_labels
 from vitreous.diagnosis.shortcuts import Shortcut, examine_shortcut, find_shortcuts
 from vitreous.features.store import read_kept
 from vitreous.study.data import OpenedData, open_data
+from vitreous.study.encoders import FLOOR, UNTRAINED
 from vitreous.study.heads import read_model, read_tensors
 from vitreous.study.partitions import Partition, make_partitions
 from vitreous.study.provenance import cohort_fingerprint
@@ -59,12 +61,17 @@ def examine_features(
     if isinstance(found, str):
         yield _skipped(found)
         return
-    own = [one for one in kept if not one.is_floor and not one.on_pixels and one.features_of in found.features]
+    own = [one for one in kept if is_own(one) and not one.on_pixels and one.features_of in found.features]
     for name in dict.fromkeys(str(one.features_of) for one in own):
         yield from find_poor_features(found.features[name], name)
     yield from _examine_standardisers(directory, own, found)
     yield from _examine_shortcuts(config, own, found, scores)
     yield from _examine_labels(directory, own, found, scores)
+
+
+def is_own(kept: KeptRow) -> bool:
+    """Whether a row is of an encoder that the study names, pretrained or not, and of no floor."""
+    return kept.encoder != FLOOR and not (kept.is_floor and kept.encoder.startswith(UNTRAINED))
 
 
 def find_features(directory: RunDirectory, config: StudyConfig, kept: Sequence[KeptRow]) -> RunFeatures | str:
@@ -102,8 +109,6 @@ def find_features(directory: RunDirectory, config: StudyConfig, kept: Sequence[K
 
 
 def _kept_hashes(directory: RunDirectory) -> dict[str, str]:
-    import json
-
     hashes: dict[str, str] = json.loads(directory.provenance.read_text())["hashes"]
     return hashes
 
@@ -138,8 +143,8 @@ def _examine_shortcuts(
     config: StudyConfig, own: Sequence[KeptRow], found: RunFeatures, scores: Mapping[str, float | None]
 ) -> Iterator[Finding]:
     cohort, samples = found.data.cohort, found.samples
-    if cohort.task != "multi_class":
-        return
+    labels = _labels_of(found)
+    num_classes = len(cohort.classes) if cohort.task == "multi_class" else 2
     named = [*cohort.domains, *getattr(config.data, "columns", ()), *_EXTRA_COLUMNS]
     columns = [column for column in dict.fromkeys(named) if column in samples.columns]
     best: dict[str, float] = {}
@@ -153,33 +158,51 @@ def _examine_shortcuts(
                 found.features[name],
                 samples[column],
                 samples["patient_id"].to_numpy(np.str_),
-                found.partition.y_N,
-                len(cohort.classes),
+                {label: y_N for label, (y_N, _) in labels.items()},
+                num_classes,
                 column=column,
                 encoder=name,
             )
             shortcuts += [] if one_column is None else [one_column]
-    yield from find_shortcuts(shortcuts, len(cohort.classes), best)
+    yield from find_shortcuts(shortcuts, num_classes, best)
 
 
 def _examine_labels(
     directory: RunDirectory, own: Sequence[KeptRow], found: RunFeatures, scores: Mapping[str, float | None]
 ) -> Iterator[Finding]:
     """By the encoder of the row that is highest on the leaderboard."""
-    cohort = found.data.cohort
     known = np.flatnonzero(found.partition.y_N >= 0)
-    if cohort.task != "multi_class" or not own or not len(known):
+    if not own or not len(known):
         return
     best = max(own, key=lambda one: scores.get(f"{one.encoder} / {one.recipe}") or 0.0)
-    suspects = suspect_labels(
-        found.features[str(best.features_of)][known],
-        found.partition.y_N[known],
-        found.samples["sample_id"].to_numpy(np.str_)[known],
-        found.samples["patient_id"].to_numpy(np.str_)[known],
-        cohort.classes,
-    )
-    if suspects is None:
+    suspects = [
+        suspected
+        for y_N, classes in _labels_of(found).values()
+        if (
+            suspected := suspect_labels(
+                found.features[str(best.features_of)][known],
+                y_N[known],
+                found.samples["sample_id"].to_numpy(np.str_)[known],
+                found.samples["patient_id"].to_numpy(np.str_)[known],
+                classes,
+            )
+        )
+        is not None
+    ]
+    if not suspects:
         return
+    table = pd.concat(suspects, ignore_index=True)
     with replacing(directory.root / LABEL_REVIEW) as aside:
-        suspects.to_csv(aside, index=False)
-    yield from find_label_errors(suspects, len(known), str(best.features_of), LABEL_REVIEW)
+        table.to_csv(aside, index=False)
+    yield from find_label_errors(table, len(known), str(best.features_of), LABEL_REVIEW)
+
+
+def _labels_of(found: RunFeatures) -> dict[str, tuple[npt.NDArray[np.int64], tuple[str, ...]]]:
+    """What may be seen of the labels: class indices and names, or of several labels 0 or 1 for each; -1 elsewhere."""
+    cohort, y_N = found.data.cohort, found.partition.y_N
+    if cohort.task == "multi_class":
+        return {"": (y_N, cohort.classes)}
+    return {
+        label: (np.where(y_N < 0, -1, (y_N >> position) & 1), (f"no {label}", label))
+        for position, label in enumerate(cohort.classes)
+    }

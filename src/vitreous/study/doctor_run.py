@@ -10,10 +10,12 @@ import yaml
 from vitreous.config.study import StudyConfig
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import item_noun
+from vitreous.core.predictions import Predictions
 from vitreous.core.undefined import Undefined
 from vitreous.diagnosis.differences import ObservedDifference, find_no_better_than_random, find_within_noise
 from vitreous.diagnosis.prevalence import find_never_predicted, find_prevalence_shifts
 from vitreous.diagnosis.sameness import Decided, find_same_rows
+from vitreous.diagnosis.thresholds import find_foreign_thresholds
 from vitreous.diagnosis.training_ends import find_under_trained
 from vitreous.evidence.overfitting import TrainingFacts, describe_training
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions
@@ -24,7 +26,7 @@ from vitreous.study.encoders import UNTRAINED
 from vitreous.study.heads import read_history, read_model
 from vitreous.study.leak_gate import read_leaks
 from vitreous.study.looking_inside import look_inside
-from vitreous.study.report import leaderboard_of
+from vitreous.study.report import choice_findings, leaderboard_of
 from vitreous.study.row import ENSEMBLE
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows
 from vitreous.study.run_directory import RunDirectory, kept_study
@@ -44,9 +46,10 @@ def examine_run(directory: RunDirectory) -> Iterator[Finding]:
     yield from find_same_rows([decided(directory, config, one, row) for one, row in zip(kept, rows, strict=True)])
     yield from _examine_leaderboard(leaderboard, kept)
     yield from _examine_predictions(directory, config, kept, rows)
+    yield from _examine_thresholds(directory, config, kept)
     yield from look_inside(directory, config, rows, kept).findings
     yield from _examine_training(directory, config, kept)
-    yield from _choices(directory, kept)
+    yield from choice_findings(directory, kept)
     yield from examine_features(
         directory, config, kept, {row.name: _value(row.test[config.metric].value) for row in leaderboard.rows}
     )
@@ -156,6 +159,23 @@ def _examine_predictions(
     yield from find_prevalence_shifts(scored, causes)
 
 
+def _examine_thresholds(directory: RunDirectory, config: StudyConfig, kept: Sequence[KeptRow]) -> Iterator[Finding]:
+    """Of several labels: were the thresholds of every training chosen on val?"""
+    if config.data.task == "multi_class":
+        return
+    for one in kept:
+        for fold in one.folds:
+            for seed in one.seeds:
+                folder = directory.unit(one.encoder, one.recipe, seed, fold)
+                val, test = (
+                    Predictions.read(folder / name, config.data.classes)
+                    for name in ("val_preds.parquet", "test_preds.parquet")
+                )
+                where = f"seed {seed}" if fold is None else f"fold {fold}, seed {seed}"
+                name = f"{one.encoder} / {one.recipe}, {where}"
+                yield from find_foreign_thresholds(val, test, config.data.aggregate, name)
+
+
 def _what_moves_probabilities(directory: RunDirectory, kept: KeptRow) -> str:
     """Weights or a sampler of the chosen setting, in words; empty where there are none."""
     path = directory.unit(kept.encoder, kept.recipe, kept.seeds[0], kept.folds[0]) / "config.yaml"
@@ -185,16 +205,6 @@ def _examine_training(directory: RunDirectory, config: StudyConfig, kept: Sequen
                 if facts is not None:
                     trainings.setdefault(name, []).append(facts)
     yield from find_under_trained(trainings, allowed)
-
-
-def _choices(directory: RunDirectory, kept: Sequence[KeptRow]) -> Iterator[Finding]:
-    """What selection noticed: choices at the edge of a grid, members that diverged."""
-    for one in kept:
-        for fold in one.folds:
-            folder = directory.unit(one.encoder, one.recipe, one.seeds[0], fold).parent
-            for found in json.loads((folder / "selection.json").read_text())["findings"]:
-                title = f"{one.encoder} / {one.recipe}: {found['title']}"
-                yield Finding(found["code"], found["severity"], title, found["evidence"], found["remedy"])
 
 
 def _value(value: float | Undefined) -> float | None:

@@ -134,7 +134,7 @@ def _report_data(
         findings=(
             *(f for f in findings if f.code != _NO_PATIENTS),
             *(f for f in leaks if not f.title.startswith(ACCEPTED)),  # those are the leaderboard's
-            *_choice_findings(directory, kept),
+            *choice_findings(directory, kept),
             *inside,
             *_lost_patients(account, config.data.modality),
             *_doctors_findings(directory, {*leaderboard.findings, *leaks, *inside}),
@@ -187,7 +187,7 @@ def _curves(directory: RunDirectory, row: KeptRow) -> TrainingCurves:
     return TrainingCurves(f"{row.encoder} / {row.recipe}", words, histories, best)
 
 
-def _choice_findings(directory: RunDirectory, kept: Sequence[KeptRow]) -> list[Finding]:
+def choice_findings(directory: RunDirectory, kept: Sequence[KeptRow]) -> list[Finding]:
     """What selection noticed: choices at the edge of a grid, members that diverged. Each says of which rows."""
     rows_by_finding: dict[Finding, list[str]] = {}
     for row in kept:
