@@ -79,6 +79,7 @@ class InputKind(StrEnum):
 
     volume = "volume"
     image = "image"
+    clip = "clip"
 
 
 StudyArgument = Annotated[

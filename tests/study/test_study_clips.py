@@ -1,6 +1,7 @@
 """Studies on clips, from table to report and prediction: frames as files with masks, and video files."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from vitreous.core.errors import ConfigError, InputError, SampleError
 from vitreous.core.input_spec import ClipSpec
 from vitreous.study.data import open_data
 from vitreous.study.data_verify import verify_data
+from vitreous.study.explain import ExplainOptions, explain_model
 from vitreous.study.plan import make_plan, print_plan
 from vitreous.study.predict import predict_files
 from vitreous.study.run import run_study
 
+SHARED = Path(os.environ.get("VITREOUS_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 VJEPA2 = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2, "crop_size": 32, "frames_per_clip": 4}
 SPLITS = ("train", "train", "val", "test")
 LABELS = ["C1", "C2"]
@@ -95,8 +98,10 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_frames(tmp_path_factory.mktemp("frames"))
 
 
-def test_a_study_on_frames(frames: Path) -> None:
+def test_a_study_on_frames(frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_study(validate_study(values(frames, floors=["majority"]), where="test"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "48 clips repeat frames at an end of their video, 0 of them since they are short." in said
     assert set(result.leaderboard["encoder"]) == {"video", "early", "image", "floor"}
     run = frames / "runs" / "clips"
     manifest = pd.read_parquet(run / "manifest.parquet")
@@ -318,3 +323,31 @@ def test_rows_of_videos_that_are_refused(cells: str, how: dict[str, Any], messag
 def test_data_sections_that_contradict_themselves(how: dict[str, Any], message: str, videos: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         validate_study(video_values(videos, **how), where="test")
+
+
+@pytest.mark.real
+def test_all_real_clips_go_through_decode_cache_attentive_probe_and_maps(tmp_path: Path) -> None:
+    root = SHARED / "pocus"
+    if not root.is_dir():
+        pytest.skip("the POCUS clips are not beside the project")
+    given = values(tmp_path, name="pocus")
+    given["data"] = {
+        "kind": "csv", "table": str(root / "videos.csv"), "files": str(root), "video": "video", "label": "label",
+        "patient": "patient", "classes": ["regular", "diseased"], "aggregate": "none",
+        "label_map": {"regular": "regular", "viral": "diseased", "covid": "diseased", "pneumonia": "diseased"},
+        "split": {"fractions": [0.5, 0.25, 0.25], "seed": 0}, "max_quarantined": 0.0,
+    }  # fmt: skip
+    given["encoders"] = {"video": {"family": "vjepa2", "random": {**VJEPA2, "frames_per_clip": 16}}}
+    given["recipes"] = {"attentive": {"kind": "attentive_probe", "epochs": 2, "hidden": 16, "heads": 2}}
+    given["features"] = {"pooling": "tokens"}
+    # at 4 frames a second 16 frames are four seconds: some clips are shorter
+    given["encoders"]["video"]["input"] = {"padding": "repeat"}
+    given["floors"] = ["majority"]
+    run_study(validate_study(given, where="test"))
+    run = tmp_path / "runs" / "pocus"
+    manifest = pd.read_parquet(run / "manifest.parquet")
+    assert manifest["fate"].tolist() == ["encoded"] * 44
+    model = run / "video" / "attentive" / "seed0"
+    sample = manifest.loc[manifest["split"] == "test", "sample_id"].iloc[0]
+    explain_model(model, tmp_path / "maps", options=ExplainOptions(samples=[sample], attention=True, draws=1, orders=2))
+    assert list((tmp_path / "maps").rglob("*.npy"))

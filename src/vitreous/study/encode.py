@@ -392,5 +392,15 @@ def describe_encoding(data: OpenedData, features: StudyFeatures) -> str:
     fresh = f"{done} in {features.summary.seconds:.1f} s" if done else "nothing, all was known"
     return (
         f"{rows} rows = {len(features.samples)} encoded + {len(features.quarantined)} quarantined + "
-        f"{excluded} excluded by rule. Encoded now: {fresh}."
+        f"{excluded} excluded by rule. Encoded now: {fresh}.{_describe_padding(features.statistics)}"
     )
+
+
+def _describe_padding(statistics: pd.DataFrame) -> str:
+    """How many clips repeat frames, as the first encoder takes them; nothing where none do."""
+    if "padded_frames" not in statistics.columns:
+        return ""
+    num_padded, num_short = int((statistics["padded_frames"] > 0).sum()), int(statistics["is_short"].sum())
+    if not num_padded:
+        return ""
+    return f" {num_padded} clips repeat frames at an end of their video, {num_short} of them since they are short."
