@@ -13,15 +13,15 @@ import pandas as pd
 import pytest
 from cohorts import contents
 from PIL import Image as PillowImage
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score
 
 from vitreous.config.compose import validate_study
 from vitreous.core.errors import ConfigError, UserError
 from vitreous.core.predictions import Predictions
-from vitreous.study.explain import ExplainOptions, explain_model
 from vitreous.study.predict import predict_files
 from vitreous.study.run import Result, run_study
 from vitreous.study.run_directory import RunDirectory
+from vitreous.study.transfer import run_transfer
 
 LABELS = ["C1", "C2", "C3"]
 
@@ -213,106 +213,27 @@ def test_a_loss_of_labels_is_refused_for_classes(tmp_path) -> None:
         validate_study(study, where="test")
 
 
-def test_transfer_says_that_it_compares_classes(done) -> None:
-    from vitreous.study.transfer import run_transfer
-
+def test_the_gap_on_another_cohort_is_measured_by_label(done, tmp_path) -> None:
     root, _ = done
-    with pytest.raises(UserError, match="several labels a sample"):
-        run_transfer(root / "runs" / "labels", [f"other:{root / 'frames.csv'}:{root / 'images'}"])
-
-
-def test_recipes_on_pixels_train_labels_too(tmp_path: Path) -> None:
-    root = write_images(tmp_path)
-    trained = {"epochs": 2, "batch_size": 16, "lr_head": 0.05, "class_weights": "balanced"}
-    recipes = {
-        "lora": {"kind": "lora", "rank": 2, **trained, "loss": {"kind": "asymmetric"}, "sampler": "balanced"},
-        "partial": {"kind": "partial", "blocks": 1, **trained, "monitor": "auroc"},
-    }
-    study = values(root, recipes=recipes, floors=["majority"], seeds=[0])
-    result = run_study(validate_study(study, where="test"))
-    rows = result.leaderboard.set_index("recipe")
-    run = root / "runs" / "labels" / "tiny"
-    for recipe in recipes:
-        preds = pd.read_parquet(run / recipe / "seed0" / "test_preds.parquet")
-        scores = [average_precision_score(preds[f"y_{name}"], preds[f"logit_{name}"]) for name in LABELS]
-        assert rows.loc[recipe, "test_map"] == pytest.approx(np.mean(scores), abs=1e-9)
-        assert json.loads((run / recipe / "seed0" / "model.json").read_text())["thresholds"].keys() == set(LABELS)
-    assert "val_auroc" in pd.read_csv(run / "partial" / "seed0" / "history.csv")
-    wrong = values(root, recipes={"lora": {"kind": "lora", "loss": {"kind": "ordinal"}, "monitor": "accuracy"}})
-    with pytest.raises(ConfigError, match="ordinal is for classes that are grades") as caught:
-        validate_study(wrong, where="test")
-    assert "recipes.lora.monitor: 'accuracy'" in str(caught.value)
-
-
-def test_an_ensemble_averages_rows_and_says_what_it_cannot_do(tmp_path: Path) -> None:
-    root = write_images(tmp_path)
-    recipes = {name: values(root)["recipes"][name] for name in ("linear", "logistic")}
-    members = ["tiny/linear", "tiny/logistic"]
-    ensembles = {"mean": {"members": members}, "greedy": {"members": members, "choose": "greedy"}}
-    study = values(root, recipes=recipes, floors=["majority"], ensembles=ensembles)
-    result = run_study(validate_study(study, where="test"))
-    run = root / "runs" / "labels"
-    rows = result.leaderboard.set_index(["encoder", "recipe"])
+    other = write_images(tmp_path / "other", seed=5)
+    places = [f"other:{other / 'frames.csv'}:{other / 'images'}"]
+    with pytest.raises(UserError, match="is for classes that are grades"):
+        run_transfer(root / "runs" / "labels", places, ordered=True)
+    [target] = run_transfer(root / "runs" / "labels", places, rows=["tiny/linear", "tiny/knn", "floor/majority"])
+    row = next(one for one in target.rows if one.name == "tiny / linear")
+    frame = pd.read_csv(other / "frames.csv").set_index("image")
+    assert target.target_counts_C == tuple(frame[LABELS].sum())
+    scores, f1 = [], []
     for seed in (0, 1):
-        parts = [
-            Predictions.read(run / "tiny" / recipe / f"seed{k}" / "test_preds.parquet", LABELS)
-            for recipe, k in (("linear", seed), ("logistic", 0))
-        ]
-        joint = Predictions.read(run / "ensemble" / "mean" / f"seed{seed}" / "test_preds.parquet", LABELS)
-        np.testing.assert_allclose(joint.probs_NC, np.mean([part.probs_NC for part in parts], axis=0), rtol=1e-9)
-    selection = pd.read_csv(run / "ensemble" / "greedy" / "grid.csv")
-    single = [rows.loc[("tiny", recipe), "val_map"] for recipe in recipes]
-    assert rows.loc[("ensemble", "greedy"), "val_map"] >= max(single) - 1e-9
-    assert (selection[members].sum(axis=1) >= 1).all()
-    assert len((run / "ledger.jsonl").read_text().splitlines()) == 1
-    before = contents(run, "*.parquet", "leaderboard.csv")
-    run_study(validate_study(study, where="test"))
-    assert contents(run, "*.parquet", "leaderboard.csv") == before
-
-    with pytest.raises(UserError, match=r"has none of its own; take those: tiny/linear, tiny/logistic"):
-        predict_files(run / "ensemble" / "mean" / "seed0", [str(root / "images")], root / "out.parquet")
-    with pytest.raises(ConfigError, match=r"'tiny/lora' is no row encoder/recipe of this study; its rows are tiny/lin"):
-        validate_study({**study, "ensembles": {"mean": {"members": ["tiny/linear", "tiny/lora"]}}}, where="test")
-
-
-def test_labels_where_they_stand_alone_and_training_curves_are_tabled(done) -> None:
-    run = Path(done[0] / "runs" / "labels")
-    alone = pd.read_csv(run / "labels_alone.csv")
-    assert {f"tiny / {recipe}" for recipe in ("linear", "focal", "logistic", "knn")} <= set(alone["row"])
-    confusion = pd.read_csv(run / "labels_alone_confusion.csv")
-    seeds = [pd.read_parquet(run / "tiny" / "linear" / f"seed{seed}" / "test_preds.parquet") for seed in (0, 1)]
-    y = seeds[0][[f"y_{name}" for name in LABELS]].to_numpy()
-    own = confusion[confusion["row"] == "tiny / linear"]
-    assert own["count"].sum() == len(y)
-    for label, name in enumerate(LABELS):
-        is_alone = (y.sum(1) == 1) & (y[:, label] == 1)
-        assert own.loc[own["true"] == f"only {name}", "count"].sum() == is_alone.sum()
-        row = alone[(alone["row"] == "tiny / linear") & (alone["label"] == name) & (alone["against"] == "none")].iloc[0]
-        probs = np.mean([1 / (1 + np.exp(-one[f"logit_{name}"])) for one in seeds], axis=0)
-        is_none = y.sum(1) == 0
-        expected = roc_auc_score(is_alone[is_alone | is_none], probs[is_alone | is_none])
-        assert row["auroc"] == pytest.approx(expected, abs=1e-6)
-        assert row["num_alone"] == is_alone.sum()
-    curves = pd.read_csv(run / "overfitting.csv")
-    assert {"tiny / linear", "tiny / focal"} <= set(curves["row"])
-    history = pd.read_csv(run / "tiny" / "linear" / "seed0" / "history.csv")
-    first = curves[(curves["row"] == "tiny / linear") & (curves["seed"] == 0)].iloc[0]
-    assert first["num_epochs"] == len(history)
-    assert first["val_at_peak"] == pytest.approx(history[f"val_{first['metric']}"].max(), abs=1e-5)
-
-
-def test_a_label_is_explained_by_its_own_logit(done, tmp_path: Path) -> None:
-    folder = done[0] / "runs" / "labels" / "tiny" / "linear" / "seed0"
-    options = ExplainOptions(top=1, target="C2", methods=["grad_attention"], steps=3, orders=5, draws=1)
-    explained = explain_model(folder, tmp_path / "out", options=options)
-    table = pd.read_csv(explained.out / "explanations.csv", keep_default_na=False)
-    val = pd.read_parquet(folder / "val_preds.parquet").set_index("sample_id")
-    by_key = {key: sample_id for sample_id, key in explained.keys.items()}
-    for _, row in table.iterrows():
-        one = val.loc[by_key[row["sample"]]]
-        assert row["target"] == "C2"
-        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-one["logit_C2"])), abs=1e-4)
-        said = {"predicted": "y_pred", "label": "y"}
-        for column, prefix in said.items():
-            present = [name for name in LABELS if one[f"{prefix}_{name}"]]
-            assert row[column] == (" + ".join(present) or "no label"), column
+        folder = root / "runs" / "labels" / "transfer" / "other" / "tiny" / "linear"
+        preds = Predictions.read(folder / f"seed{seed}.parquet", LABELS)
+        truth = frame.loc[[Path(name).stem for name in preds.sample_id_N], LABELS].to_numpy(bool)
+        np.testing.assert_array_equal(preds.targets_NC, truth)
+        scores.append(np.mean([average_precision_score(truth[:, c], preds.probs_NC[:, c]) for c in range(3)]))
+        model = json.loads((root / "runs/labels/tiny/linear" / f"seed{seed}" / "model.json").read_text())
+        f1.append(f1_score(truth[:, 1], preds.probs_NC[:, 1] >= model["thresholds"]["C2"]))
+    gap = row.gaps["map"]
+    assert gap.target.value == pytest.approx(np.mean(scores))
+    assert row.gaps["f1_C2"].target.value == pytest.approx(np.mean(f1)), "thresholds stay those of the run"
+    assert gap.gap.value == pytest.approx(gap.source.value - gap.target.value)
+    assert "AP, source" in (root / "runs" / "labels" / "transfer" / "transfer.md").read_text()

@@ -80,6 +80,8 @@ def measure_calibration_shift(
     Raises:
         ValueError: no models, or the share is none.
     """
+    if models and models[0].target.task == "multi_label":
+        return _not_measured(len(models), num_bins, num_resamples)
     part = divide_patients(models[0].target.scored(aggregate), fit_share, part_rng)
     own = [fit_scored_temperature(model.val, aggregate) for model in models]
     fitted = [fit_scored_temperature(restrict(model.target, part.fit_P), aggregate) for model in models]
@@ -128,6 +130,16 @@ def measure_calibration_shift(
             [calibrated_error(model.target.scored(aggregate).probs_NC, bootstrap_rng, num_bins) for model in scored]
         ),
     )
+
+
+def _not_measured(num_models: int, num_bins: int, num_resamples: int) -> CalibrationShift:
+    """Temperatures and these measures are of one choice among classes."""
+    missing = Undefined("calibration is measured of one class a row, not of several labels")
+    nothing = _undefined(missing, num_resamples)
+    each = (missing,) * num_models
+    return CalibrationShift(
+        0, 0, num_bins, each, each, nothing, nothing, nothing, nothing, nothing, missing, missing
+    )  # fmt: skip
 
 
 def _weights(

@@ -11,28 +11,25 @@ patients of one class are alike in both (label shift; Saerens et al. 2002, Lipto
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import Task, name_label_set
 from vitreous.core.predictions import Aggregate, Predictions, join_predictions
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.comparison import Comparison, check_enough_resamples, compare_resampled
 from vitreous.evidence.intervals import Interval, check_same_rows, mean_scores, percentile_interval
-from vitreous.evidence.scores import (
-    METRICS,
-    FloatArray,
-    IntArray,
-    metric_names,
-    quadratic_weighted_kappa,
-    score_resamples,
-    tally,
-)
+from vitreous.evidence.scores import FloatArray, IntArray, quadratic_weighted_kappa, tally
+from vitreous.evidence.task_scores import TASK_SCORES, resample_rows
 
 KAPPA = "quadratic_weighted_kappa"
-_MEANS_OVER_CLASSES = frozenset(METRICS) - {"accuracy"}
+_MEANS_OVER_CLASSES = frozenset(name for one in TASK_SCORES.values() for name in one.metrics) - {
+    "accuracy",
+    "exact_match",
+}
 Weights = npt.NDArray[np.generic]
 _Seeds = Sequence[Predictions]
 
@@ -100,9 +97,9 @@ class _Resampled:
         return _Resampled(self.value - other.value, self.values_R - other.values_R)  # type: ignore[operator]
 
 
-def transfer_metrics(classes: Sequence[str], *, ordered: bool) -> tuple[str, ...]:
-    """All metrics of these classes; of ordered classes (grades) the quadratic weighted kappa as well."""
-    return (*metric_names(classes), *((KAPPA,) if ordered else ()))
+def transfer_metrics(classes: Sequence[str], *, ordered: bool, task: Task = "multi_class") -> tuple[str, ...]:
+    """All metrics of these classes or labels; of ordered classes (grades) the quadratic weighted kappa as well."""
+    return (*TASK_SCORES[task].names(classes), *((KAPPA,) if ordered else ()))
 
 
 def measure_gaps(
@@ -126,10 +123,13 @@ def measure_gaps(
         ValueError: the cohorts differ in their classes, or the weights in their number of resamples.
     """
     _check_cohorts(source_by_seed, target_by_model, source_weights_RN, target_weights_RN)
-    names = transfer_metrics(source_by_seed[0].classes, ordered=ordered)
+    first = source_by_seed[0]
+    if ordered and first.task == "multi_label":
+        raise ValueError("grades are classes; of several labels a row there is no kappa of them")
+    names = transfer_metrics(first.classes, ordered=ordered, task=first.task)
     source = _resample(source_by_seed, source_weights_RN, names)
     target = _resample(target_by_model, target_weights_RN, names)
-    mixed = _resample_at_mix(source_by_seed[0].y_true_N, source_weights_RN, target_by_model, target_weights_RN, names)
+    mixed = _resample_at_mix(first.y_true_N, source_weights_RN, target_by_model, target_weights_RN, names)
     other_classes = _other_classes(source_by_seed[0], target_by_model[0])
     num_source, num_target = (len(np.unique(one[0].patient_id_N)) for one in (source_by_seed, target_by_model))
 
@@ -217,18 +217,19 @@ def mix_weights(y_true_N: IntArray, weights_RN: Weights, wanted_RC: FloatArray) 
 
 def find_absent_classes(target: Predictions, name: str) -> list[Finding]:
     """Say which classes the target cohort lacks, since that leaves per-class and mix metrics without a value."""
-    present = set(target.y_true_N.tolist())
-    absent = [label for c, label in enumerate(target.classes) if c not in present]
+    noun = TASK_SCORES[target.task].noun
+    plural = {"class": "classes", "label": "labels"}[noun]
+    absent = [label for label, has_N in zip(target.classes, target.targets_NC.T, strict=True) if not has_N.any()]
     if not absent:
         return []
     return [
         Finding(
             "class_absent",
             "warning",
-            f"The cohort {name} has no patient of {len(absent)} class(es).",
-            f"{', '.join(absent)}: metrics of these classes and every metric at the source's mix are undefined on it, "
-            "and so is the gap of means over classes, which would compare means over different classes",
-            "Compare the classes that both cohorts have, one by one.",
+            f"The cohort {name} has no patient of {len(absent)} {'class(es)' if noun == 'class' else 'label(s)'}.",
+            f"{', '.join(absent)}: metrics of these {plural} and every metric at the source's mix are undefined on it, "
+            f"and so is the gap of means over {plural}, which would compare means over different {plural}",
+            f"Compare the {plural} that both cohorts have, one by one.",
         )
     ]
 
@@ -237,14 +238,21 @@ def _other_classes(source: Predictions, target: Predictions) -> Undefined | None
     """Why a mean over the source's classes cannot be held against one over the target's; None where it can."""
     classes = source.classes
     only_source, only_target = (
-        sorted(set(one.y_true_N.tolist()) - set(other.y_true_N.tolist()))
-        for one, other in ((source, target), (target, source))
+        sorted(_counted(one) - _counted(other)) for one, other in ((source, target), (target, source))
     )
     if not only_source and not only_target:
         return None
     where = [("source", only_source), ("target", only_target)]
     told = [f"{', '.join(repr(classes[c]) for c in only)} only in the {name}" for name, only in where if only]
-    return Undefined(f"means over different classes: {'; '.join(told)}")
+    plural = {"class": "classes", "label": "labels"}[TASK_SCORES[source.task].noun]
+    return Undefined(f"means over different {plural}: {'; '.join(told)}")
+
+
+def _counted(one: Predictions) -> set[int]:
+    """What a mean is over: classes that occur, or labels that some rows have and some have not."""
+    has_NC = one.targets_NC
+    is_counted_C = has_NC.any(axis=0) & (~has_NC.all(axis=0) if one.task == "multi_label" else True)
+    return set(np.flatnonzero(is_counted_C).tolist())
 
 
 def _difference(name: str, a: _Resampled, b: _Resampled, other_classes: Undefined | None) -> _Resampled:
@@ -275,28 +283,31 @@ def _averaged(by_seed: _Seeds, own_1N: FloatArray, weights_RN: Weights, names: S
 def _resample_at_mix(
     source_y_N: IntArray, source_weights_RN: Weights, target: _Seeds, target_weights_RN: Weights, names: Sequence[str]
 ) -> dict[str, _Resampled]:
-    """Target metrics at the source's mix. Patients of classes that the source lacks weigh nothing, and are left out."""
-    classes = target[0].classes
-    one_hot_NC = np.eye(len(classes))[source_y_N]
+    """Target metrics at the source's mix. Patients of classes that the source lacks weigh nothing, and are left out.
+
+    With several labels a row, the mix is that of the sets of labels.
+    """
+    classes, task = target[0].classes, target[0].task
+    kinds_C, target_kind_N = np.arange(len(classes)), target[0].y_true_N
+    if task == "multi_label":
+        kinds_C = np.unique(np.concatenate([source_y_N, target_kind_N]))
+        source_y_N, target_kind_N = np.searchsorted(kinds_C, source_y_N), np.searchsorted(kinds_C, target_kind_N)
+    one_hot_NC = np.eye(len(kinds_C))[source_y_N]
     counts_C = one_hot_NC.sum(axis=0)
-    absent = [name for c, name in enumerate(classes) if counts_C[c] and not (target[0].y_true_N == c).any()]
+    absent = [
+        name_label_set(int(kind), classes, task)
+        for c, kind in enumerate(kinds_C)
+        if counts_C[c] and not (target_kind_N == c).any()
+    ]
     if absent:
+        kind = "class" if task == "multi_class" else "set of labels"
         missing = Undefined(
-            f"the source's class {', '.join(map(repr, absent))} does not occur in the target: its mix cannot be made"
+            f"the source's {kind} {', '.join(map(repr, absent))} does not occur in the target: its mix cannot be made"
         )
         return {name: _Resampled(missing, np.full(len(source_weights_RN), np.nan)) for name in names}
-    kept_N = counts_C[target[0].y_true_N] > 0
-    target = [
-        replace(
-            one,
-            sample_id_N=one.sample_id_N[kept_N],
-            patient_id_N=one.patient_id_N[kept_N],
-            y_true_N=one.y_true_N[kept_N],
-            scores_NC=one.scores_NC[kept_N],
-        )
-        for one in target
-    ]
-    y_true_N = target[0].y_true_N
+    kept_N = counts_C[target_kind_N] > 0
+    target = [one.select(kept_N) for one in target]
+    y_true_N = target_kind_N[kept_N]
     own_1N = mix_weights(y_true_N, np.ones((1, len(y_true_N))), counts_C[None])
     wanted_RC = np.asarray(source_weights_RN, dtype=np.float64) @ one_hot_NC
     drawn_RN = mix_weights(y_true_N, target_weights_RN[:, kept_N], wanted_RC)
@@ -304,10 +315,9 @@ def _resample_at_mix(
 
 
 def _score(one: Predictions, weights_RN: Weights, names: Sequence[str]) -> dict[str, FloatArray]:
-    probs_NC = one.probs_NC
-    found = score_resamples(one.y_true_N, probs_NC, one.classes, weights_RN, [name for name in names if name != KAPPA])
+    found = resample_rows(one, weights_RN, [name for name in names if name != KAPPA])
     if KAPPA in names:
-        counted = tally(one.y_true_N, probs_NC, weights_RN, with_auroc=False)
+        counted = tally(one.y_true_N, one.probs_NC, weights_RN, with_auroc=False)
         found[KAPPA] = quadratic_weighted_kappa(counted.confusion_CCR)
     return found
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitreous.core.finding import Finding
+from vitreous.core.label_sets import Task
 from vitreous.core.predictions import Aggregate
 from vitreous.core.streams import numpy_stream
 from vitreous.core.undefined import Undefined
@@ -16,7 +17,7 @@ from vitreous.evidence.calibration import NUM_BINS
 from vitreous.evidence.calibration_shift import FIT_SHARE, CalibrationShift, measure_calibration_shift
 from vitreous.evidence.comparison import Comparison, Difference, compare_with_best, resamples_needed
 from vitreous.evidence.intervals import NUM_RESAMPLES, check_same_rows, find_few_patients, resample_weights
-from vitreous.evidence.scores import METRICS
+from vitreous.evidence.task_scores import TASK_SCORES, TaskScores
 from vitreous.evidence.transfer import (
     Gap,
     ModelPredictions,
@@ -98,6 +99,7 @@ class TransferTarget:
     name: str
     metric: str
     classes: tuple[str, ...]
+    task: Task
     ordered: bool
     rows: tuple[TransferRow, ...]
     num_source: int
@@ -122,7 +124,12 @@ class TransferTarget:
     @property
     def metric_title(self) -> str:
         """The primary metric in words."""
-        return METRICS[self.metric].title
+        return self.scores.metrics[self.metric].title
+
+    @property
+    def scores(self) -> TaskScores:
+        """The metrics that go with the labels."""
+        return TASK_SCORES[self.task]
 
 
 def build_target(
@@ -146,7 +153,7 @@ def build_target(
 
     Args:
         name: of the target; also names its random streams.
-        metric: a name of :data:`~vitreous.evidence.scores.METRICS`.
+        metric: a name of :data:`~vitreous.evidence.task_scores.TASK_SCORES`.
         aggregate: what metrics count; patients are resampled in either case.
         findings: known beforehand.
     Raises:
@@ -204,17 +211,17 @@ def build_target(
         for row in rows
     ]  # fmt: skip
     built.sort(key=lambda row: -_number(row.gaps[metric].target.value))
-    num_classes = len(some_target.classes)
     return TransferTarget(
         name,
         metric,
         some_target.classes,
+        some_target.task,
         ordered,
         tuple(built),
         len(np.unique(some_source.patient_id_N)),
         len(np.unique(some_target.patient_id_N)),
-        tuple(np.bincount(some_source.y_true_N, minlength=num_classes).tolist()),
-        tuple(np.bincount(some_target.y_true_N, minlength=num_classes).tolist()),
+        tuple(some_source.targets_NC.sum(axis=0).tolist()),
+        tuple(some_target.targets_NC.sum(axis=0).tolist()),
         on_target.best,
         None if of_gap is None else of_gap.best,
         level,

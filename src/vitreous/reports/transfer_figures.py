@@ -8,7 +8,6 @@ import numpy as np
 
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.intervals import Interval
-from vitreous.evidence.scores import METRICS
 from vitreous.reports.figures import (
     ACCENT,
     FLOOR,
@@ -195,7 +194,7 @@ def cohort_heat_map_svg(targets: Sequence[TransferTarget]) -> str:
         lines,
         names,
         ["source test", *(target.name for target in targets)],
-        title=f"{METRICS[metric].title} of every model on every cohort",
+        title=f"{targets[0].scores.metrics[metric].title} of every model on every cohort",
         row_label="model",
         column_label="cohort",
         outlined=[(line, 0) for line in range(len(names))],

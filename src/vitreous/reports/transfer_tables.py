@@ -11,11 +11,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from vitreous.core.label_sets import Task
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.calibration import MEASURES
 from vitreous.evidence.comparison import Difference
 from vitreous.evidence.intervals import Interval
-from vitreous.evidence.scores import CLASS_METRICS, METRICS
+from vitreous.evidence.task_scores import TASK_SCORES
 from vitreous.evidence.transfer import KAPPA, Gap, transfer_metrics
 from vitreous.reports.leaderboard_tables import Cell, Footnotes
 from vitreous.reports.transfer import TransferRow, TransferTarget
@@ -31,13 +32,18 @@ CALIBRATION_STAGES = {
 }
 
 
-def metric_title(name: str, classes: Sequence[str]) -> str:
+# the share of rows of which all is right
+_SHARE_RIGHT: dict[Task, str] = {"multi_class": "accuracy", "multi_label": "exact_match"}
+
+
+def metric_title(name: str, classes: Sequence[str], task: Task = "multi_class") -> str:
     """A metric in words: ``balanced accuracy``, ``recall of healthy``."""
-    if name in METRICS:
-        return METRICS[name].title
+    scores = TASK_SCORES[task]
+    if name in scores.metrics:
+        return scores.metrics[name].title
     if name == KAPPA:
         return "quadratic weighted kappa"
-    for kind, metric in CLASS_METRICS.items():
+    for kind, metric in scores.class_metrics.items():
         for label in classes:
             if name == f"{kind}_{label}":
                 return f"{metric.title} of {label}"
@@ -86,7 +92,7 @@ def transfer_csv(targets: Sequence[TransferTarget]) -> str:
             }  # fmt: skip
             for part in ("at_source_mix", "gap_at_source_mix", "due_to_mix"):
                 cells |= _bounds(part, getattr(main, part))
-            for name in ("auroc", *((KAPPA,) if target.ordered else ()), "accuracy", "macro_f1"):
+            for name in ("auroc", *((KAPPA,) if target.ordered else ()), _SHARE_RIGHT[target.task], "macro_f1"):
                 for part in ("source", "target", "gap", "gap_at_source_mix"):
                     cells |= _bounds(f"{name}_{part}", getattr(row.gaps[name], part))
             for measure in MEASURES:
@@ -121,12 +127,13 @@ def shifts(target: TransferTarget) -> dict[str, Any]:
 
 def _row_shifts(target: TransferTarget, row: TransferRow) -> dict[str, Any]:
     found = row.calibration
-    ranking = [name for name in transfer_metrics(target.classes, ordered=target.ordered) if "auroc" in name]
+    known = transfer_metrics(target.classes, ordered=target.ordered, task=target.task)
+    ranking = [name for name in known if "auroc" in name or name == "map" or name.startswith("ap_")]
     ranking += [KAPPA] if target.ordered else []
     return {
         "prevalence": {
             name: {part: _plain_interval(getattr(row.gaps[name], part)) for part in ("gap", *GAP_PARTS[1:])}
-            for name in METRICS
+            for name in target.scores.metrics
         },
         "ranking": {
             name: {
@@ -198,9 +205,10 @@ def main_table(target: TransferTarget, footnotes: Footnotes) -> tuple[list[str],
 
 def class_table(target: TransferTarget, footnotes: Footnotes) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: recall, F1 and AUROC of each class on both cohorts, with the gap."""
-    kinds = ("recall", "f1", "auroc")
-    head = ["model", "class", f"{target.counted} (source, target)"]
-    head += [f"{CLASS_METRICS[kind].title}{part}" for kind in kinds for part in (", source", ", target", " gap")]
+    kinds = ("recall" if target.task == "multi_class" else "ap", "f1", "auroc")
+    titles = target.scores.class_metrics
+    head = ["model", target.scores.noun, f"{target.counted} (source, target)"]
+    head += [f"{titles[kind].title}{part}" for kind in kinds for part in (", source", ", target", " gap")]
     body = []
     for row in target.rows:
         for c, label in enumerate(target.classes):
@@ -215,14 +223,15 @@ def class_table(target: TransferTarget, footnotes: Footnotes) -> tuple[list[str]
 
 def shift_table(target: TransferTarget, footnotes: Footnotes) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: each gap, what the mix of classes explains of it, and what it does not."""
-    names = list(dict.fromkeys([target.metric, "accuracy", "macro_f1", "auroc", *((KAPPA,) if target.ordered else ())]))
+    right = _SHARE_RIGHT[target.task]
+    names = list(dict.fromkeys([target.metric, right, "macro_f1", "auroc", *((KAPPA,) if target.ordered else ())]))
     head = ["model", "metric", "source", "target", "target at the source's mix", "gap", "due to the mix", "rest"]
     body = []
     for row in target.rows:
         for name in names:
             gap: Gap = row.gaps[name]
             body.append([
-                row.name, metric_title(name, target.classes), footnotes.number(gap.source.value),
+                row.name, metric_title(name, target.classes, target.task), footnotes.number(gap.source.value),
                 footnotes.number(gap.target.value), footnotes.number(gap.at_source_mix.value),
                 footnotes.interval(gap.gap), footnotes.interval(gap.due_to_mix),
                 footnotes.interval(gap.gap_at_source_mix),

@@ -105,10 +105,9 @@ def run_transfer(
         raise UserError(f"--fit-share must lie between 0 and 1; got {fit_share:g}.")
     directory = RunDirectory(run_dir)
     config = kept_study(directory)
-    if config.data.task == "multi_label":
+    if ordered and config.data.task == "multi_label":
         raise UserError(
-            f"{run_dir}: the study has several labels a sample; transfer compares models of one class a sample. "
-            "Predict the other cohort with `vitreous predict` instead."
+            "--ordered is for classes that are grades; the study has several labels a sample. Leave it out."
         )
     places = [parse_place(text) for text in on]
     check_names(places)
