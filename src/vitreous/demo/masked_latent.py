@@ -10,6 +10,8 @@ Standardised targets: Baevski et al. (2022), data2vec.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,6 +19,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitreous.encoders.vit3d import ViT3D
+
+
+class MaskableEncoder(Protocol):
+    """An encoder that can leave tokens out: an `nn.Module` with these besides."""
+
+    embed_dim: int
+    grid: tuple[int, int, int]
+
+    def embed(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """Every patch's token, (B, N, E)."""
+
+    def encode_at(self, tokens_BVE: torch.Tensor, places_BV: torch.Tensor) -> torch.Tensor:
+        """Latents of these tokens alone, (B, V, E)."""
 
 
 class LatentPredictor(nn.Module):
@@ -47,24 +62,31 @@ class MaskedLatentModel(nn.Module):
     """Context encoder, its moving average and the predictor.
 
     Args:
-        encoder: the encoder to train; its weights are initialised from `generator`.
+        encoder: the encoder to train; a `MaskableEncoder`.
+        initialise: gives it its first weights from `generator`.
     """
 
     def __init__(
-        self, encoder: ViT3D, *, predictor_width: int, predictor_depth: int, generator: torch.Generator
+        self,
+        encoder: nn.Module,
+        *,
+        predictor_width: int,
+        predictor_depth: int,
+        generator: torch.Generator,
+        initialise: Callable[[nn.Module, torch.Generator], None],
     ) -> None:
         super().__init__()
-        self.context_encoder = encoder
-        encoder.init_weights(generator)
-        _widen(encoder, generator)
-        num_tokens = int(np.prod(encoder.grid))
-        self.predictor = LatentPredictor(num_tokens, encoder.embed_dim, predictor_width, predictor_depth)
+        self.context_encoder: Any = encoder
+        initialise(encoder, generator)
+        maskable = cast(MaskableEncoder, encoder)
+        num_tokens = int(np.prod(maskable.grid))
+        self.predictor = LatentPredictor(num_tokens, maskable.embed_dim, predictor_width, predictor_depth)
         for name, parameter in self.predictor.named_parameters():
             if parameter.dim() > 1:
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)
             elif "norm" not in name:
                 nn.init.zeros_(parameter)
-        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.target_encoder: Any = copy.deepcopy(encoder).requires_grad_(False)
 
     def loss(
         self, seen_BCDHW: torch.Tensor, x_BCDHW: torch.Tensor, visible_BV: torch.Tensor, hidden_BM: torch.Tensor
@@ -82,7 +104,8 @@ class MaskedLatentModel(nn.Module):
             latent_BNE = self.target_encoder(x_BCDHW)
             std_E, mean_E = torch.std_mean(latent_BNE, dim=(0, 1))
             wanted_BME = pick_tokens((latent_BNE - mean_E) / (std_E + 1e-4), hidden_BM)
-        visible_BVE = self.context_encoder.encode(pick_tokens(self.context_encoder.embed(seen_BCDHW), visible_BV))
+        seen_BVE = pick_tokens(self.context_encoder.embed(seen_BCDHW), visible_BV)
+        visible_BVE = self.context_encoder.encode_at(seen_BVE, visible_BV)
         predicted_BME = self.predictor(visible_BVE, visible_BV, hidden_BM)
         return F.smooth_l1_loss(predicted_BME, wanted_BME)
 
@@ -93,13 +116,24 @@ class MaskedLatentModel(nn.Module):
             target.lerp_(context, 1 - momentum)
 
 
+class MaskableViT3D(ViT3D):
+    """Its positions are added to the tokens as they are embedded."""
+
+    def encode_at(self, tokens_BVE: torch.Tensor, places_BV: torch.Tensor) -> torch.Tensor:
+        """Latents of these tokens alone, (B, V, E)."""
+        return self.encode(tokens_BVE)
+
+
 @torch.no_grad()
-def _widen(encoder: ViT3D, generator: torch.Generator) -> None:
+def initialise_vit3d(encoder: nn.Module, generator: torch.Generator) -> None:
     """Linear maps that keep the variance of their input, and positions as loud as a tenth of a token.
 
     At the usual deviation of 0.02 the residual branches of so narrow an encoder are all but silent, and its
     first targets all but linear in the voxels.
     """
+    if not isinstance(encoder, ViT3D):
+        raise TypeError(f"a ViT3D is initialised here; got {type(encoder).__name__}")
+    encoder.init_weights(generator)
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             module.weight.mul_(module.in_features**-0.5 / 0.02)

@@ -29,11 +29,16 @@ from vitreous.demo.acquisition import scan_eye
 from vitreous.demo.anatomy import draw_eye, draw_person
 from vitreous.demo.dicom import stored_values
 from vitreous.demo.disease import draw_severity
-from vitreous.demo.masked_latent import MaskedLatentModel, draw_masks, effective_rank
+from vitreous.demo.masked_latent import (
+    MaskableViT3D,
+    MaskedLatentModel,
+    draw_masks,
+    effective_rank,
+    initialise_vit3d,
+)
 from vitreous.demo.participants import AGE_MEAN, AGE_RANGE, AGE_SD
 from vitreous.demo.recipe import CLASS_SHARES, GENERATOR_VERSION, CohortRecipe
 from vitreous.demo.scanners import SCANNERS, SITES
-from vitreous.encoders.vit3d import ViT3D
 from vitreous.inputs.preprocessing import preprocess_volume
 from vitreous.inputs.volume import Volume
 
@@ -152,7 +157,7 @@ def pretrain(x_NCDHW: torch.Tensor, num_scanners: int, recipe: PretrainingRecipe
 
 def build_model(recipe: PretrainingRecipe) -> MaskedLatentModel:
     """The model before its first step; its weights are decided by the recipe's seed."""
-    encoder = ViT3D(
+    encoder = MaskableViT3D(
         recipe.img_size,
         recipe.patch_size,
         embed_dim=recipe.width,
@@ -164,6 +169,7 @@ def build_model(recipe: PretrainingRecipe) -> MaskedLatentModel:
         predictor_width=recipe.predictor_width,
         predictor_depth=recipe.predictor_depth,
         generator=torch_stream(recipe.seed, "pretraining", "weights"),
+        initialise=initialise_vit3d,
     )
 
 
