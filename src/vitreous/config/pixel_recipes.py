@@ -61,6 +61,29 @@ class Augment(Frozen):
         return self
 
 
+class Segmentation(Frozen):
+    """A light decoder from tokens to the classes of `data.masks`, trained beside the head; rows without a mask train the
+    head alone.
+
+    Args:
+        weight: of its loss beside that of the head.
+        size: rows and columns of the map.
+        class_weights: of the masks' classes, as of the head.
+    """
+
+    weight: PositiveFloat = 1.0
+    size: tuple[Annotated[int, Field(ge=8, le=512)], Annotated[int, Field(ge=8, le=512)]] = (64, 64)
+    class_weights: ClassWeights = "none"
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return spell_class_weights(value)
+
+
+# of augmentation: what moves pixels, and would have to move masks too
+_MOVES_PIXELS = ("flip", "rotate", "crop", "scale", "erase", "randaugment")
+
 Loss = Annotated[CrossEntropy | Focal | Ordinal | Asymmetric, Field(discriminator="kind")]
 
 
@@ -81,6 +104,7 @@ class PixelRecipe(Frozen):
         prefix_views: augmented views kept by the frozen-prefix cache; `auto` caches one view where nothing is
             augmented (the result is the same) and none otherwise; 0 is off.
         head: a linear layer, or one hidden layer of `head_width`.
+        segmentation: a second task; null is off.
     """
 
     epochs: PositiveInt = 20
@@ -108,6 +132,7 @@ class PixelRecipe(Frozen):
     head_width: PositiveInt = 512
     dropout: Dropout = 0.0
     prefix_views: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
+    segmentation: Segmentation | None = None
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -117,6 +142,7 @@ class PixelRecipe(Frozen):
     @property
     def _without_effect(self) -> set[str]:
         without = {"head_width"} if self.head == "linear" else set()
+        without |= {"segmentation"} if self.segmentation is None else set()
         return without | ({"min_delta"} if self.patience is None else set())
 
     @model_serializer(mode="wrap")
@@ -137,6 +163,11 @@ class PixelRecipe(Frozen):
             problems.append(
                 "mixup and cutmix mix pixels, which the frozen-prefix cache no longer has; set prefix_views: 0"
             )
+        if self.segmentation is not None:
+            moving = [name for name in _MOVES_PIXELS if getattr(self.augment, name)]
+            moving += [name for name in ("mixup", "cutmix") if getattr(self, name)]
+            if moving:
+                problems.append(f"segmentation: {', '.join(moving)} would move pixels away from their masks; leave out")
         if self.prefix_views not in ("auto", 0) and isinstance(self, Finetune | FromScratch):
             problems.append("prefix_views has no effect where every weight trains")
         if problems:

@@ -417,6 +417,21 @@ class StudyConfig(Frozen):
         )
 
 
+def _mask_problems(name: str, recipe: Recipe, masks: MaskData | None) -> list[str]:
+    """What of a recipe's segmentation does not go with the study's masks."""
+    segmentation = getattr(recipe, "segmentation", None)
+    if segmentation is None:
+        return []
+    if masks is None:
+        return [f"recipes.{name}.segmentation: the study names no masks; give data.masks (kind frames)"]
+    given = segmentation.class_weights
+    if isinstance(given, tuple) and len(given) != len(masks.classes):
+        return [
+            f"recipes.{name}.segmentation.class_weights: {len(given)} weights for {len(masks.classes)} classes of masks"
+        ]
+    return []
+
+
 def _task_problems(name: str, recipe: Recipe, task: Task) -> list[str]:
     """What of a recipe does not go with this kind of label."""
     problems = []

@@ -34,12 +34,14 @@ def predict_pixels(
     device: str,
     precision: Precision,
     workers: int = 0,
+    on_maps: Callable[[torch.Tensor], None] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Logits (N, C) of every row in order, nothing augmented; the model is left on `device` and in eval mode.
 
     Args:
         batch_size: part of the result's last bits.
         precision: fp32 is the model's own; bf16 computes matrix products in it.
+        on_maps: of a model with a decoder, given its logits (B, K, H, W) of each batch, rows in order.
 
     Raises:
         NotFiniteError: logits that are not finite.
@@ -47,9 +49,21 @@ def predict_pixels(
     model.to(device)
     loader = InputLoader(PreparedRows(data), workers=workers, is_pinned=torch.device(device).type == "cuda")
     finish = input_finisher(model, data.spec, device)
-    return run_batches(
-        model, lambda x: model(finish(x)), loader.load(plain_batches(len(data), batch_size)), precision=precision
-    )
+    batches = loader.load(plain_batches(len(data), batch_size))
+    with model.returning_maps(on_maps is not None):
+        return run_batches(
+            model, lambda x: hand_over_maps(model, model(finish(x)), on_maps), batches, precision=precision
+        )
+
+
+def hand_over_maps(
+    model: PixelModel, out_B: torch.Tensor, on_maps: Callable[[torch.Tensor], None] | None
+) -> torch.Tensor:
+    """The logits alone; the decoder's maps go to `on_maps`."""
+    logits_BC, maps_BKHW = model.split_maps(out_B)
+    if maps_BKHW is not None and on_maps is not None:
+        on_maps(maps_BKHW)
+    return logits_BC
 
 
 def run_batches(

@@ -15,7 +15,7 @@ from vitreous.core.threads import map_ahead
 from vitreous.recipes.interrupts import Interrupts
 from vitreous.recipes.pixel_inputs import InputLoader, Key, PreparedRows, View
 from vitreous.recipes.pixel_model import PixelModel
-from vitreous.recipes.pixel_prediction import autocast, input_finisher, plain_batches, run_batches
+from vitreous.recipes.pixel_prediction import autocast, hand_over_maps, input_finisher, plain_batches, run_batches
 from vitreous.recipes.pixel_sampling import Batch
 from vitreous.recipes.pixel_settings import FitSettings, PixelSet, Precision
 from vitreous.recipes.prefix_cache import KeptPrefix, keep_prefix, kept_dtype, remove_prefix
@@ -122,15 +122,9 @@ class StageInputs:
             batches = map_ahead(lambda rows_B: self._pinned(kept.take(rows_B, 0 * rows_B)), rows, workers=1)
             forward = lambda x_B: model.run_suffix(x_B.to(self._device, kept.dtype), self._block)  # noqa: E731
 
-        def logits_alone(x_B: torch.Tensor) -> torch.Tensor:
-            logits_BC, maps_BKHW = model.split_maps(forward(x_B))
-            if maps_BKHW is not None and on_maps is not None:
-                on_maps(maps_BKHW)
-            return logits_BC
-
         with model.returning_maps(on_maps is not None):
             return run_batches(
-                model, logits_alone, batches, precision=self._precision, after_batch=self._interrupts.check
+                model, lambda x_B: hand_over_maps(model, forward(x_B), on_maps), batches, precision=self._precision, after_batch=self._interrupts.check
             )
 
     @property

@@ -6,7 +6,7 @@ Axes: N row, C class.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from rich.console import Console
 
 from vitreous.config.losses import Asymmetric, CrossEntropy, Focal, Ordinal
 from vitreous.config.pixel_recipes import FromScratch, Lora, Partial, PixelRecipe, Staged
 from vitreous.config.study import StudyConfig
-from vitreous.core.errors import ConfigError, UserError
+from vitreous.core.errors import ConfigError, RunError, UserError
 from vitreous.core.files import replacing, write_json
 from vitreous.core.finding import Finding
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.input_spec import Modality
+from vitreous.core.input_spec import AnySpec, ClipSpec, Modality
 from vitreous.core.predictions import Predictions
 from vitreous.core.streams import stream_seed
 from vitreous.encoders.catalog import build_random_encoder
@@ -32,6 +33,7 @@ from vitreous.encoders.encoder import Encoder
 from vitreous.evidence.task_scores import with_chosen_thresholds
 from vitreous.features.pixel_store import PixelStore
 from vitreous.inputs.augmentation import AugmentSettings, check_augment
+from vitreous.inputs.masks import IGNORE_INDEX
 from vitreous.recipes.lora import add_adapters
 from vitreous.recipes.pixel_artefacts import (
     build_pixel_model,
@@ -43,7 +45,9 @@ from vitreous.recipes.pixel_model import PixelModel
 from vitreous.recipes.pixel_prediction import predict_pixels
 from vitreous.recipes.pixel_settings import FitSettings, FittedPixels, PixelSet, StageSettings
 from vitreous.recipes.pixel_training import fit_pixels
+from vitreous.recipes.segmentation import SegmentationSettings
 from vitreous.recipes.trainable import count_parameters, set_trainable
+from vitreous.recipes.training_masks import predicted_classes
 from vitreous.study.data import open_cache, s3_options
 from vitreous.study.encode import StudyFeatures
 from vitreous.study.encoders import OpenedEncoder, load_source
@@ -52,15 +56,23 @@ from vitreous.study.partitions import Partition
 from vitreous.study.row import Row
 from vitreous.study.run_directory import RunDirectory
 from vitreous.study.runtime import Runtime
+from vitreous.study.segmentation import write_test_maps
 
 # what decides a trained model besides its settings; raised when training on pixels changes its numbers
 PIXEL_TRAINING_VERSION = 1
 _TRAINING_STATE = "training"
 
 
+LoadMask = Callable[[str, ClipSpec, tuple[int, int]], torch.Tensor | None]
+
+
 @dataclass(frozen=True)
 class PixelRun:
-    """What every training of a run needs besides its row."""
+    """What every training of a run needs besides its row.
+
+    Args:
+        load_mask: the class map of a sample, by its relative path, as the encoder of a spec sees it; None without masks.
+    """
 
     config: StudyConfig
     runtime: Runtime
@@ -68,6 +80,7 @@ class PixelRun:
     encoders: Mapping[str, OpenedEncoder]
     features: StudyFeatures
     console: Console
+    load_mask: LoadMask | None = None
 
 
 def adapt_on_pixels(
@@ -129,14 +142,16 @@ def _train(
         f"{row.encoder} / {row.recipe_name}, seed {seed}{fold}: {counted.trainable:,} of {counted.total:,} parameters "
         f"train ({counted.trainable / counted.total:.2%})."
     )
-    train, val, test = (pixel_set(run, opened, partition, split) for split in ("train", "val", "test"))
+    segmentation = segmentation_settings(config, recipe)
+    train, val = (pixel_set(run, opened, partition, split, segmentation) for split in ("train", "val"))
+    test = pixel_set(run, opened, partition, "test", None)  # its masks are labels, and stay unread
     state_dir = folder / _TRAINING_STATE
     fitted = fit_pixels(
         model,
         train,
         val,
         stages,
-        fit_settings(recipe),
+        fit_settings(recipe, segmentation),
         seed=seed,
         num_classes=len(config.data.classes),
         metric=recipe.monitor or config.metric,
@@ -168,6 +183,11 @@ def _train(
         task=config.data.task,
     )
     val_preds = with_chosen_thresholds(val_preds, val_preds.scored(config.data.aggregate))
+    maps: list[npt.NDArray[np.uint8]] = []
+    on_maps = None if segmentation is None else lambda maps_BKHW: maps.append(predicted_classes(maps_BKHW))
+    test_logits_NC = predict(test, on_maps=on_maps)
+    if maps:
+        write_test_maps(folder, np.concatenate(maps))
     head = Head(
         seed=seed,
         setting={},
@@ -176,7 +196,7 @@ def _train(
         best_epoch=fitted.best_epoch,
         val_score=fitted.best_score,
         val=val_preds,
-        test_logits=(ids[partition.rows("test")], predict(test)),
+        test_logits=(ids[partition.rows("test")], test_logits_NC),
     )
     model_facts = {
         **about,
@@ -260,6 +280,7 @@ def make_model(config: StudyConfig, opened: OpenedEncoder, recipe: PixelRecipe, 
         dropout=recipe.dropout,
         seed=seed,
         gradient_checkpointing=recipe.gradient_checkpointing,
+        segmentation=segmentation_settings(config, recipe),
     )
     if isinstance(recipe, Lora):
         add_adapters(
@@ -289,8 +310,10 @@ def _trainable_encoder(config: StudyConfig, opened: OpenedEncoder, recipe: Pixel
     return load_source(opened.source, s3_options(config), open_cache(config), trainable=True)
 
 
-def pixel_set(run: PixelRun, opened: OpenedEncoder, partition: Partition, split: str) -> PixelSet:
-    """The rows of one split with their kept inputs."""
+def pixel_set(
+    run: PixelRun, opened: OpenedEncoder, partition: Partition, split: str, segmentation: SegmentationSettings | None
+) -> PixelSet:
+    """The rows of one split with their kept inputs, and with masks where the recipe segments."""
     rows = partition.rows(split)
     samples = run.features.samples
     return PixelSet(
@@ -301,15 +324,31 @@ def pixel_set(run: PixelRun, opened: OpenedEncoder, partition: Partition, split:
         opened.encoder.spec,
         run.config.data.aggregate,
         run.config.data.task,
+        None
+        if segmentation is None
+        else partial(_read_mask, run, opened.encoder.spec, samples["relative"].to_numpy()[rows], segmentation.size),
     )
+
+
+def _read_mask(
+    run: PixelRun, spec: AnySpec, relatives: Sequence[str], size: tuple[int, int], row: int
+) -> npt.NDArray[np.uint8] | None:
+    if run.load_mask is None or not isinstance(spec, ClipSpec):
+        raise RunError("a recipe with segmentation has no masks; please report this with the study file.")
+    mask_HW = run.load_mask(str(relatives[row]), spec, size)
+    return None if mask_HW is None else mask_HW.numpy().astype(np.uint8)
 
 
 def _read(store: PixelStore, file_ids: Sequence[str], row: int) -> Any:
     return store.read(file_ids[row])
 
 
-def fit_settings(recipe: PixelRecipe) -> FitSettings:
-    """The recipe's settings of every stage, as training takes them."""
+def fit_settings(recipe: PixelRecipe, segmentation: SegmentationSettings | None = None) -> FitSettings:
+    """The recipe's settings of every stage, as training takes them.
+
+    Args:
+        segmentation: of :func:`segmentation_settings`.
+    """
     loss: dict[str, Any]
     match recipe.loss:
         case CrossEntropy(label_smoothing=smoothing):
@@ -336,6 +375,21 @@ def fit_settings(recipe: PixelRecipe) -> FitSettings:
         mixup=recipe.mixup,
         cutmix=recipe.cutmix,
         prefix_views=recipe.prefix_views,
+        segmentation=segmentation,
+    )
+
+
+def segmentation_settings(config: StudyConfig, recipe: PixelRecipe) -> SegmentationSettings | None:
+    """What the recipe segments: the classes of the study's masks."""
+    masks = getattr(config.data, "masks", None)
+    if recipe.segmentation is None or masks is None:
+        return None
+    return SegmentationSettings(
+        num_classes=len(masks.classes),
+        size=recipe.segmentation.size,
+        weight=recipe.segmentation.weight,
+        class_weights=recipe.segmentation.class_weights,
+        ignore_index=IGNORE_INDEX,
     )
 
 

@@ -217,14 +217,15 @@ def _score_training(
     config, runtime = problem.config, problem.runtime
     model = make_model(config, problem.opened, recipe, seed)
     run = _pixel_run(problem)
-    train, val = (pixel_set(run, problem.opened, partition, split) for split in ("train", "val"))
+    segmentation = segmentation_settings(config, recipe)
+    train, val = (pixel_set(run, problem.opened, partition, split, segmentation) for split in ("train", "val"))
     try:
         fitted = fit_pixels(
             model,
             train,
             val,
             stages_of(recipe),
-            fit_settings(recipe),
+            fit_settings(recipe, segmentation),
             seed=seed,
             num_classes=len(config.data.classes),
             metric=recipe.monitor or config.metric,
