@@ -62,8 +62,9 @@ class Augment(Frozen):
 
 
 class Segmentation(Frozen):
-    """A light decoder from tokens to the classes of `data.masks`, trained beside the head; rows without a mask train the
-    head alone.
+    """A light decoder from tokens to the classes of `data.masks`, trained beside the head.
+
+    Rows without a mask train the head alone.
 
     Args:
         weight: of its loss beside that of the head.

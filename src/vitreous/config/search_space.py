@@ -118,6 +118,8 @@ def resolve_search(
     if name is None:
         return None, problems
     recipe = recipes[name]
+    if getattr(recipe, "segmentation", None) is not None:
+        problems.append(f"recipes.{name}.segmentation: a search trains the head alone; leave the second task out of it")
     if not isinstance(recipe, PixelRecipe) and "prune" in settings.model_fields_set and settings.prune:
         problems.append(f"search.prune has no effect: {recipe.kind} takes no epochs one by one; leave it out")
     if isinstance(recipe, LogisticRegression | Knn) and settings.seeds_per_trial > 1:

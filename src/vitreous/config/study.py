@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from vitreous.config.attentive_probe import AttentiveProbe
+from vitreous.config.clip_data import MaskData
 from vitreous.config.data_kinds import Data
 from vitreous.config.ensembles import Ensemble, ensemble_problems
 from vitreous.config.losses import loss_problem
@@ -343,6 +344,8 @@ class StudyConfig(Frozen):
             kind = "one class a sample" if task == "multi_class" else "several labels a sample"
             problems.append(f"metric: {self.metric!r} is not for {kind}; known are {', '.join(METRICS_OF[task])}")
         problems += [problem for name, recipe in self.recipes.items() for problem in _task_problems(name, recipe, task)]
+        masks = getattr(self.data, "masks", None)
+        problems += [problem for name, one in self.recipes.items() for problem in _mask_problems(name, one, masks)]
         for name, recipe in self.recipes.items():
             weights = [recipe.class_weights] if hasattr(recipe, "class_weights") else []
             weights += list(recipe.grid.class_weights or ()) if hasattr(recipe, "grid") else []

@@ -124,7 +124,11 @@ class StageInputs:
 
         with model.returning_maps(on_maps is not None):
             return run_batches(
-                model, lambda x_B: hand_over_maps(model, forward(x_B), on_maps), batches, precision=self._precision, after_batch=self._interrupts.check
+                model,
+                lambda x_B: hand_over_maps(model, forward(x_B), on_maps),
+                batches,
+                precision=self._precision,
+                after_batch=self._interrupts.check,
             )
 
     @property

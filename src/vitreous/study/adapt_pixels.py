@@ -25,7 +25,7 @@ from vitreous.core.errors import ConfigError, RunError, UserError
 from vitreous.core.files import replacing, write_json
 from vitreous.core.finding import Finding
 from vitreous.core.fingerprints import fingerprint
-from vitreous.core.input_spec import AnySpec, ClipSpec, Modality
+from vitreous.core.input_spec import ClipSpec, Modality
 from vitreous.core.predictions import Predictions
 from vitreous.core.streams import stream_seed
 from vitreous.encoders.catalog import build_random_encoder
@@ -71,7 +71,8 @@ class PixelRun:
     """What every training of a run needs besides its row.
 
     Args:
-        load_mask: the class map of a sample, by its relative path, as the encoder of a spec sees it; None without masks.
+        load_mask: the class map of a sample, by its relative path, as the encoder of a spec sees it; None where the
+            study has no masks.
     """
 
     config: StudyConfig
@@ -81,6 +82,14 @@ class PixelRun:
     features: StudyFeatures
     console: Console
     load_mask: LoadMask | None = None
+
+    def read_mask(self, encoder: str, relative: str, size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+        """The class map of a sample over the picture that this encoder sees; None where it has none."""
+        spec = self.encoders[encoder].encoder.spec
+        if self.load_mask is None or not isinstance(spec, ClipSpec):
+            raise RunError("a recipe with segmentation has no masks; please report this with the study file.")
+        mask_HW = self.load_mask(relative, spec, size)
+        return None if mask_HW is None else mask_HW.numpy().astype(np.uint8)
 
 
 def adapt_on_pixels(
@@ -326,17 +335,19 @@ def pixel_set(
         run.config.data.task,
         None
         if segmentation is None
-        else partial(_read_mask, run, opened.encoder.spec, samples["relative"].to_numpy()[rows], segmentation.size),
+        else partial(_read_mask, run, opened.name, samples["relative"].tolist(), rows, segmentation.size),
     )
 
 
 def _read_mask(
-    run: PixelRun, spec: AnySpec, relatives: Sequence[str], size: tuple[int, int], row: int
+    run: PixelRun,
+    encoder: str,
+    relatives: Sequence[str],
+    rows: npt.NDArray[np.int64],
+    size: tuple[int, int],
+    row: int,
 ) -> npt.NDArray[np.uint8] | None:
-    if run.load_mask is None or not isinstance(spec, ClipSpec):
-        raise RunError("a recipe with segmentation has no masks; please report this with the study file.")
-    mask_HW = run.load_mask(str(relatives[row]), spec, size)
-    return None if mask_HW is None else mask_HW.numpy().astype(np.uint8)
+    return run.read_mask(encoder, relatives[rows[row]], size)
 
 
 def _read(store: PixelStore, file_ids: Sequence[str], row: int) -> Any:

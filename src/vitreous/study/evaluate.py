@@ -3,7 +3,8 @@
 Axes: N row, D feature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vitreous.study.ledger import Ledger
 from vitreous.study.partitions import Partition
 from vitreous.study.row import Row, is_on_pixels
 from vitreous.study.run_directory import RunDirectory
+from vitreous.study.segmentation import TEST_MAPS, mask_classes, score_test_maps
 
 
 def evaluate_all(
@@ -38,6 +40,7 @@ def evaluate_all(
     partitions: Sequence[Partition],
     features: StudyFeatures,
     columns: Sequence[str],
+    read_mask: Callable[[str, str, tuple[int, int]], npt.NDArray[np.uint8] | None],
 ) -> None:
     """Predict and score the test split with every chosen head.
 
@@ -45,6 +48,8 @@ def evaluate_all(
 
     Args:
         columns: of the table, for the floor `columns`.
+        read_mask: class map of a sample by encoder and relative path, at a size; asked after the look alone, of rows
+            that segment.
     """
     units = [(row, partition, seed) for row in rows for partition in partitions for seed in row.seeds]
     folders = [directory.unit(row.encoder, row.recipe_name, seed, partition.fold) for row, partition, seed in units]
@@ -74,7 +79,12 @@ def evaluate_all(
             config.data.classes,
             task=config.data.task,
         )
-        _write_scores(folder, test, config.data)
+        maps = {}
+        if (folder / TEST_MAPS).exists():
+            relatives = samples["relative"].to_numpy()[test_rows].tolist()
+            masks = partial(_read_mask, read_mask, row.encoder, relatives)
+            maps = {"segmentation": score_test_maps(folder, mask_classes(config.data), masks)}
+        _write_scores(folder, test, config.data, maps)
 
 
 def _test_logits(
@@ -94,7 +104,17 @@ def _test_logits(
     return kept_logits(read_tensors(folder), of_test)
 
 
-def _write_scores(folder: Path, test: Predictions, data: Data) -> None:
+def _read_mask(
+    read: Callable[[str, str, tuple[int, int]], npt.NDArray[np.uint8] | None],
+    encoder: str,
+    relatives: Sequence[str],
+    row: int,
+    size: tuple[int, int],
+) -> npt.NDArray[np.uint8] | None:
+    return read(encoder, relatives[row], size)
+
+
+def _write_scores(folder: Path, test: Predictions, data: Data, maps: Mapping[str, Any]) -> None:
     thresholds = read_model(folder).get("thresholds")
     test = test if thresholds is None else test.with_thresholds([thresholds[name] for name in test.classes])
     scored = test.scored(data.aggregate)
@@ -121,6 +141,7 @@ def _write_scores(folder: Path, test: Predictions, data: Data) -> None:
             "test": _plain(score_rows(scored)),
             "test_confusion": matrix_CC.tolist(),
             **({} if thresholds is None else _of_labels(thresholds, val, scored)),
+            **maps,
         },
     )
 

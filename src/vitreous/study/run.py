@@ -123,14 +123,15 @@ def run_study(config: StudyConfig, *, run_dir: Path | None = None, console: Cons
         check_partitions(partitions, config.data.classes)
         check_few_shot(config, partitions, features.samples["sample_id"].tolist())
         by_name = {opened.name: opened for opened in encoders}
-        run = PixelRun(config, runtime, directory, by_name, features, console)
+        load_mask = None if data.masks is None else data.load_mask
+        run = PixelRun(config, runtime, directory, by_name, features, console, load_mask)
         on_tokens = encoders_on_tokens(rows)
         models = {
             one.name: _describe_model(config, runtime, data, one, with_tokens=one.name in on_tokens) for one in encoders
         }
         adapt_all(run, rows, partitions, models, floors.columns)
         adapt_few_shot(run, rows, partitions, models, floors.columns)
-        evaluate_all(config, directory, rows, partitions, features, floors.columns)
+        evaluate_all(config, directory, rows, partitions, features, floors.columns, run.read_mask)
         write_rounds(directory, config, data.cohort)
         write_rows(directory, rows, encoders, len(partitions) if config.folds else None)
         leaderboard = write_outputs(directory, config.tracker)

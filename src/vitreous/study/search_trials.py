@@ -217,15 +217,14 @@ def _score_training(
     config, runtime = problem.config, problem.runtime
     model = make_model(config, problem.opened, recipe, seed)
     run = _pixel_run(problem)
-    segmentation = segmentation_settings(config, recipe)
-    train, val = (pixel_set(run, problem.opened, partition, split, segmentation) for split in ("train", "val"))
+    train, val = (pixel_set(run, problem.opened, partition, split, None) for split in ("train", "val"))
     try:
         fitted = fit_pixels(
             model,
             train,
             val,
             stages_of(recipe),
-            fit_settings(recipe, segmentation),
+            fit_settings(recipe),
             seed=seed,
             num_classes=len(config.data.classes),
             metric=recipe.monitor or config.metric,

@@ -11,12 +11,27 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
+from vitreous.config.data_kinds import Data
+from vitreous.core.errors import RunError
 from vitreous.core.files import write_bytes
 from vitreous.core.undefined import Undefined
 from vitreous.evidence.segmentation import intersection_over_union, map_confusion
 
 TEST_MAPS = "test_maps.safetensors"
 MaskArray = npt.NDArray[np.uint8]
+
+
+def mask_classes(data: Data) -> tuple[str, ...]:
+    """Names of the classes of the study's masks.
+
+    Raises:
+        RunError: it has none.
+    """
+    masks = getattr(data, "masks", None)
+    if masks is None:
+        raise RunError("a model that segments lies in a run without masks; please report this with the study file.")
+    classes: tuple[str, ...] = masks.classes
+    return classes
 
 
 def write_test_maps(folder: Path, maps_NHW: MaskArray) -> None:
