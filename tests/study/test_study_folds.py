@@ -210,3 +210,18 @@ def test_plan_counts_the_inner_rounds(cohort: Path) -> None:
 def test_a_run_without_folds_has_no_rounds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folds\.csv"):
         read_folds(tmp_path)
+
+
+def test_without_folds_the_luck_of_val_is_told_by_val_alone(tmp_path: Path) -> None:
+    """Oracle: the members' val scores in grid.csv, and no test label read before they are written."""
+    root = write_cohort(tmp_path, participants=96)
+    result = run_study(validate_study(values(root, seeds=[0])))
+    for recipe, settings in (("knn", 3), ("linear", 2)):
+        kept = json.loads((result.run_dir / "first" / recipe / "selection.json").read_text())["optimism"]
+        grid = pd.read_csv(result.run_dir / "first" / recipe / "grid.csv")
+        assert kept["num_settings"] == settings
+        assert kept["best_of_grid"] == pytest.approx(grid["val_score"].max(), abs=1e-9)
+        assert kept["optimism"] == pytest.approx(kept["best_of_grid"] - kept["corrected"], abs=1e-12)
+        board = result.leaderboard.set_index(["encoder", "recipe"]).loc[("first", recipe)]
+        assert board["grid_optimism"] == pytest.approx(kept["optimism"], abs=1e-6)
+        assert pd.isna(board["grid_optimism_low"])

@@ -47,8 +47,8 @@ def power_sentences(reach: LeaderboardReach) -> list[str]:
         return [f"What difference {reach.num_patients} test patients can show cannot be said: {missing.reason}."]
     said = [
         f"With {reach.num_patients} test patients, two rows like the best two are told apart with {reach.power:.0%} "
-        f"probability if they truly differ by {among:.2g} in {title}"
-        + (f" ({alone:.2g} if they were the only two compared)." if reach.num_pairs > 1 else ".")
+        f"probability if they truly differ by {_shown(among)} in {title}"
+        + (f" ({_shown(alone)} if they were the only two compared)." if reach.num_pairs > 1 else ".")
     ]
     needed = pair.among_all.needed_for_observed
     if pair.is_apart or isinstance(pair.among_all.observed, Undefined):
@@ -141,6 +141,15 @@ def _reach(plain: Mapping[str, Any]) -> Reach:
         plain["power"],
         plain["alpha"],
     )
+
+
+def _shown(difference: float) -> str:
+    """Two digits.
+
+    >>> _shown(0.1), _shown(0.0042)
+    ('0.10', '0.0042')
+    """
+    return f"{difference:.2f}" if difference >= 0.095 else f"{difference:.2g}"
 
 
 def _rounded(count: int) -> int:

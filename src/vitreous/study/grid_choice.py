@@ -104,11 +104,25 @@ def measure_luck(config: StudyConfig, grid: FittedGrid) -> dict[str, Any]:
         if all(one is not None for one in by_seed.values())
     }
     whole = {name: [one for one in by_seed.values() if one is not None] for name, by_seed in members.items()}
-    patient_id_N = next(iter(whole.values()))[0].patient_id_N
-    weights_RN = resample_weights(
-        patient_id_N, num_resamples=_RESAMPLES, rng=numpy_stream(config.intervals.seed, "grid optimism")
-    )
+    rng = numpy_stream(config.intervals.seed, "grid optimism")
+    weights_RN = _resampled(next(iter(whole.values()))[0], rng)
     return plain_optimism(grid_optimism(whole, config.metric, weights_RN, config.intervals.level))
+
+
+def _resampled(val: Predictions, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
+    """Weights (R, N); patients are drawn within their class, so that few draws leave a small class out altogether.
+
+    Where patients have several classes or labels they are drawn from all.
+    """
+    _, patient_N = np.unique(val.patient_id_N, return_inverse=True)
+    num_pairs = len(np.unique(np.stack([patient_N, val.y_true_N]), axis=1).T)
+    if val.task == "multi_label" or num_pairs > patient_N.max() + 1:
+        return resample_weights(val.patient_id_N, num_resamples=_RESAMPLES, rng=rng)
+    weights_RN = np.empty((_RESAMPLES, len(patient_N)), dtype=np.uint16)
+    for y in np.unique(val.y_true_N):
+        rows_N = val.y_true_N == y
+        weights_RN[:, rows_N] = resample_weights(val.patient_id_N[rows_N], num_resamples=_RESAMPLES, rng=rng)
+    return weights_RN
 
 
 def plain_optimism(found: GridOptimism) -> dict[str, Any]:
