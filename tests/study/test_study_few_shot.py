@@ -166,7 +166,7 @@ def test_wrong_keys(tmp_path: Path, few_shot: Any, message: str) -> None:
 
 
 def test_a_study_on_pixels_alone_has_no_curve(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="few_shot: trains heads on features, and every recipe here trains on pixels"):
+    with pytest.raises(ConfigError, match="few_shot: trains heads on pooled features, and every recipe here reads"):
         validate_study(values(tmp_path, recipes={"full": {"kind": "finetune"}}))
 
 

@@ -21,6 +21,7 @@ from vitreous.config.losses import loss_problem
 from vitreous.config.metrics import METRICS_OF, MetricName
 from vitreous.config.model import Frozen
 from vitreous.config.pixel_recipes import Augment
+from vitreous.config.probe_recipes import Knn, LinearProbe, LogisticRegression, MlpProbe
 from vitreous.config.recipes import Recipe
 from vitreous.config.search import SearchConfig
 from vitreous.config.search_space import Search, resolve_search
@@ -367,8 +368,11 @@ class StudyConfig(Frozen):
                 "folds.nested: no recipe has more than one setting to choose between, so nesting would change nothing; "
                 "leave it out, or give a recipe a grid"
             )
-        if self.few_shot is not None and not any(hasattr(recipe, "num_settings") for recipe in self.recipes.values()):
-            problems.append("few_shot: trains heads on features, and every recipe here trains on pixels; leave it out")
+        on_features = (LinearProbe, MlpProbe, LogisticRegression, Knn)
+        if self.few_shot is not None and not any(isinstance(one, on_features) for one in self.recipes.values()):
+            problems.append(
+                "few_shot: trains heads on pooled features, and every recipe here reads pixels or tokens; leave it out"
+            )
         if self.folds is not None and "split" in self.data.model_fields_set:
             problems.append("folds and data.split both say who is in test; leave one of them out")
         if self.folds is not None and self.data.kind == "npz":
