@@ -18,10 +18,12 @@ from vitreous.core.errors import ConfigError, InputError, SampleError
 from vitreous.core.input_spec import ClipSpec
 from vitreous.study.data import open_data
 from vitreous.study.data_verify import verify_data
+from vitreous.study.doctor_study import examine_study
 from vitreous.study.explain import ExplainOptions, explain_model
 from vitreous.study.plan import make_plan, print_plan
 from vitreous.study.predict import predict_files
 from vitreous.study.run import run_study
+from vitreous.study.transfer import run_transfer
 
 SHARED = Path(os.environ.get("VITREOUS_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
 VJEPA2 = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2, "crop_size": 32, "frames_per_clip": 4}
@@ -263,11 +265,15 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_videos(tmp_path_factory.mktemp("videos"))
 
 
-def test_a_study_on_video_files(videos: Path, tmp_path: Path) -> None:
-    config = validate_study(video_values(videos, clips=2), where="test")
-    result = run_study(config)
+@pytest.fixture(scope="module")
+def video_run(videos: Path) -> Path:
+    result = run_study(validate_study(video_values(videos, clips=2), where="test"))
     assert set(result.leaderboard["encoder"]) == {"video", "floor"}
-    run = videos / "runs" / "videos"
+    return videos / "runs" / "videos"
+
+
+def test_a_study_on_video_files(videos: Path, video_run: Path, tmp_path: Path) -> None:
+    config, run = validate_study(video_values(videos, clips=2), where="test"), video_run
     manifest = pd.read_parquet(run / "manifest.parquet")
     assert len(manifest) == 24
     assert sorted(manifest.loc[manifest["patient_id"] == "0", "sample_id"]) == ["p0.mp4#0", "p0.mp4#1"]
@@ -351,3 +357,43 @@ def test_all_real_clips_go_through_decode_cache_attentive_probe_and_maps(tmp_pat
     sample = manifest.loc[manifest["split"] == "test", "sample_id"].iloc[0]
     explain_model(model, tmp_path / "maps", options=ExplainOptions(samples=[sample], attention=True, draws=1, orders=2))
     assert list((tmp_path / "maps").rglob("*.npy"))
+
+
+@pytest.fixture(scope="module")
+def trained(frames: Path) -> Path:
+    """A run of recipes that train on the pixels of clips."""
+    given = values(frames, name="trained", floors=["majority"], data={"stride": 3})
+    given["encoders"] = {"video": given["encoders"]["video"]}
+    train = {"epochs": 1, "batch_size": 16, "lr_encoder": 1e-3, "lr_head": 1e-2}
+    given["recipes"] = {
+        "lora": {"kind": "lora", **train, "rank": 2, "targets": ["query", "key", "value"], "layers": [1]},
+        "last": {"kind": "partial", **train, "blocks": 1, "augment": {"flip": 0.5, "color": 0.1}},
+        "staged": {
+            "kind": "staged",
+            "batch_size": 16,
+            "stages": [{"epochs": 1, "unfreeze": 0, "lr_head": 1e-2}, {"epochs": 1, "unfreeze": 1, "lr_encoder": 1e-3}],
+        },
+    }
+    run_study(validate_study(given, where="test"))
+    return frames / "runs" / "trained"
+
+
+def test_recipes_on_pixels_train_on_clips(trained: Path) -> None:
+    board = pd.read_csv(trained / "leaderboard.csv").query("encoder == 'video'").set_index("recipe")
+    adapters = 3 * 2 * (24 + 24)  # query, key and value of one block, rank 2
+    assert board.loc["lora", "trainable_parameters"] == adapters + 24 * 2 + 2
+    assert set(board.index) == {"lora", "last", "staged"}
+
+
+def test_a_run_on_videos_goes_to_another_cohort(video_run: Path, tmp_path: Path) -> None:
+    other = write_videos(tmp_path / "other", patients=8)
+    [target] = run_transfer(video_run, [f"elsewhere:{other / 'videos.csv'}:{other / 'videos'}"], rows=["video/linear"])
+    assert [row.recipe for row in target.rows if row.encoder == "video"] == ["linear"]
+
+
+def test_the_doctor_looks_at_clips(frames: Path) -> None:
+    given = values(frames, floors=["majority"])
+    given["encoders"] = {"video": given["encoders"]["video"]}
+    findings = list(examine_study(validate_study(given, where="test")))
+    assert not [one for one in findings if one.severity == "error"]
+    assert any("clips decoded" in one.title for one in findings)
