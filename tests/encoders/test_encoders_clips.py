@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from inputs.video_files import numbered_frames
-from vitreous.core.errors import CheckpointError, ConfigError
+from vitreous.core.errors import CheckpointError, ConfigError, StorageError
 from vitreous.core.input_spec import ClipSpec, ImageSpec
 from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.encoders.attention import attend_in_blocks
-from vitreous.encoders.catalog import build_random_encoder, load_encoder
+from vitreous.encoders.catalog import build_random_encoder, fetch_encoder, load_encoder
 from vitreous.encoders.encoder import Backbone
 from vitreous.encoders.family_vjepa2 import to_own_names, to_published_names
 from vitreous.encoders.vjepa2 import VJEPA2Backbone, rope_tables, rotate
@@ -107,6 +107,32 @@ def test_names_are_turned_both_ways() -> None:
     back = to_own_names(there)
     assert back.keys() == own.keys()
     assert all(torch.equal(back[name], own[name]) for name in own)
+
+
+def test_a_name_at_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.append(name) or str(folder))
+    encoder = fetch_encoder("facebook/small", "vjepa2")
+    assert asked == ["facebook/small"]
+    assert encoder.receipt.origin == "hub facebook/small"
+    assert encoder.weights_hash == load_encoder(folder, "vjepa2").weights_hash
+
+    def fail(error: Exception) -> Any:
+        def download(name: str, **how: Any) -> str:
+            raise error
+
+        return download
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail(LocalEntryNotFoundError("no network")))
+    with pytest.raises(StorageError, match=r"could not be fetched .*give a local folder as `checkpoint`"):
+        fetch_encoder("facebook/small", "vjepa2")
+    missing = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail(missing))
+    with pytest.raises(ConfigError, match=r"is no model at the hub .*Near are facebook/vjepa2-vitl"):
+        fetch_encoder("facebook/vjepa2-vitl", "vjepa2")
 
 
 def test_what_is_no_v_jepa_2_is_refused(folder: Path, tmp_path: Path) -> None:

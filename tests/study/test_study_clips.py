@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from inputs.video_files import write_video
 from vitreous.config.compose import validate_study
 from vitreous.core.errors import ConfigError, InputError, SampleError
 from vitreous.core.input_spec import ClipSpec
+from vitreous.study.clip_findings import check_masks
 from vitreous.study.data import open_data
 from vitreous.study.data_verify import verify_data
 from vitreous.study.doctor_study import examine_study
@@ -199,6 +201,8 @@ def test_masks_lie_where_the_encoder_looks(frames: Path) -> None:
     assert inner is not None
     assert torch.equal(inner, stored[1::2, 5:44:2])
     assert data.load_mask("train/1_100.jpg", whole, (8, 8)) is None
+    [classes] = check_masks(data, workers=2)
+    assert (classes.severity, classes.evidence) == ("info", "48 masks; classes that no mask shows: none")
 
 
 def test_true_masks_go_before_others(frames: Path, tmp_path: Path) -> None:
@@ -230,6 +234,9 @@ def test_masks_that_cannot_be_used_are_named(frames: Path, tmp_path: Path) -> No
         data = open_data(validate_study(values(frames, data={"masks": masks}), where="test"))
         with pytest.raises(InputError, match=message):
             data.load_mask("train/0_100.jpg", spec, (8, 8))
+        [error, _] = check_masks(data, workers=1)
+        assert (error.severity, error.title) == ("error", "1 of 1 masks cannot be used.")
+        assert re.search(message, error.evidence)
     (tmp_path / "train" / "0_100.png").unlink()
     with pytest.raises(SampleError, match="no frame has a mask below"):
         open_data(validate_study(values(frames, data={"masks": {"files": str(tmp_path), "classes": ["a", "b"]}}), "t"))

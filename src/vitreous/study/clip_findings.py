@@ -8,10 +8,14 @@ import pandas as pd
 from vitreous.core.errors import InputError
 from vitreous.core.finding import Finding
 from vitreous.core.input_spec import ClipSpec
+from vitreous.core.threads import map_ahead
 from vitreous.inputs.clip_sampling import sample_frames
 from vitreous.study.clips import FrameClips
 from vitreous.study.data import OpenedData
 from vitreous.study.encoders import OpenedEncoder
+
+_PLAIN = ClipSpec(size=(64, 64), frames=1, step=1)  # the frame alone, small: to see that a mask fits it
+_SHOWN = 5
 
 
 def describe_clips(data: OpenedData, encoders: Sequence[OpenedEncoder]) -> Iterator[Finding]:
@@ -57,6 +61,37 @@ def _describe_padding(data: OpenedData, clips: FrameClips, name: str, spec: Clip
         f"{shown}; they are quarantined",
         f"Set encoders.{name}.input.padding to repeat or loop, or another step, fps or data.window.",
     )
+
+
+def check_masks(data: OpenedData, workers: int) -> Iterator[Finding]:
+    """Read every mask with its frame; those that cannot be used are an error. Nothing where the study names none."""
+    if data.masks is None:
+        return
+    masks = data.masks
+    samples = data.cohort.samples
+    masked = samples[[masks.of(relative) is not None for relative in samples["relative"]]]
+
+    def look(relative: str) -> tuple[str, set[int]]:
+        try:
+            found = data.load_mask(relative, _PLAIN, _PLAIN.size)
+        except InputError as error:
+            return str(error), set()
+        return "", set() if found is None else set(np.unique(found.numpy()).tolist())
+
+    looked_at = list(map_ahead(look, masked["relative"], workers=workers))
+    if bad := [f"{sample}: {why}" for sample, (why, _) in zip(masked["sample_id"], looked_at, strict=True) if why]:
+        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        yield Finding(
+            "masks_unusable",
+            "error",
+            f"{len(bad)} of {len(masked)} masks cannot be used.",
+            "; ".join(bad[:_SHOWN]) + more,
+            "Mend these masks, or name their classes in data.masks.",
+        )
+    seen = set().union(*(values for _, values in looked_at))
+    absent = [name for index, name in enumerate(masks.classes) if index not in seen]
+    shown = f"{len(masked)} masks; classes that no mask shows: {', '.join(absent) or 'none'}"
+    yield Finding("mask_classes", "warning" if absent else "info", "Classes of the masks.", shown)
 
 
 def name_agreement(agreement: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:

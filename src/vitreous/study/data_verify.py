@@ -20,6 +20,7 @@ from vitreous.core.finding import Finding
 from vitreous.core.progress import Advance
 from vitreous.diagnosis.volumes import FEWEST_VOLUMES, ROBUST_Z
 from vitreous.inputs.near_duplicates import MAX_DISTANCE
+from vitreous.study.clip_findings import check_masks
 from vitreous.study.data import OpenedData, open_data
 from vitreous.study.data_findings import (
     VALUES,
@@ -91,6 +92,7 @@ def verify_data(
         *describe_cohort(data.cohort, data.modality),
         *describe_reading(unreadable, len(samples)),
         *describe_values(rows, outliers),
+        *check_masks(data, workers),
         *describe_leaks(leaks, duplicates, max_distance, frozenset(config.leaks.accept)),
     )
     return Verification(
