@@ -1,6 +1,7 @@
 """Encoders of clips against transformers itself, with weights made on the spot."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -294,9 +295,43 @@ def test_tokens_of_an_earlier_block(family: str, modality: str) -> None:
         random(family, modality, layer=40)
 
 
+RESNET3D = {"depths": [1, 2, 1, 1], "img_size": [16, 32, 32]}
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "layer", "width", "grid"),
+    [
+        ("timm", {"model": "test_resnet"}, 2, None, None),
+        ("timm", {"model": "test_convnext"}, 3, None, None),
+        ("resnet3d", RESNET3D, 1, 256, (8, 8, 8)),
+        ("resnet3d", RESNET3D, 3, 512, (4, 4, 4)),
+        ("litemedsam", {"num_slices": 1}, 11, 256, (1, 8, 8)),
+    ],
+)
+def test_maps_of_an_earlier_block(
+    family: str, architecture: dict[str, Any], layer: int, width: int | None, grid: Any
+) -> None:
+    def build(**how: Any) -> Any:
+        return build_random_encoder(family, architecture=architecture, seed=0, trainable=True, **how)
+
+    whole, early = build(), build(layer=layer)
+    assert whole.backbone.num_blocks > layer == early.backbone.num_blocks
+    x = torch.randn(1, whole.spec.channels, *whole.spec.size_DHW)
+    with torch.no_grad():
+        hidden = whole.backbone.run_blocks(whole.backbone.embed(x), 0, layer)
+        tokens = early(x).tokens_BND
+        expected = whole.backbone.finish(hidden)
+    torch.testing.assert_close(tokens, expected)
+    assert tokens.shape[1:] == (math.prod(early.grid), early.width)
+    assert (width or early.width, grid or early.grid) == (early.width, early.grid)
+
+
 def test_layers_that_cannot_be_taken_are_refused() -> None:
-    with pytest.raises(ConfigError, match="differ in width and size"):
-        build_random_encoder("timm", architecture={"model": "resnet18"}, seed=0, layer=2)
+    for model, message in (("test_efficientnet", "end does not fit what block 1 gives"), ("test_vit", "has blocks")):
+        with pytest.raises(ConfigError, match=message):
+            build_random_encoder("timm", architecture={"model": model}, seed=0, layer=1 if "net" in model else 99)
+    with pytest.raises(ConfigError, match=r"the neck fits the width of the last stage alone, whose blocks are 11…12"):
+        build_random_encoder("litemedsam", architecture={}, seed=0, layer=3)
     with pytest.raises(ConfigError, match="this pixels encoder has no blocks"):
         build_random_encoder("pixels", architecture={}, seed=0, layer=1)
 

@@ -146,7 +146,7 @@ def _truncate(backbone: nn.Module, layer: int, family: str) -> None:
     """Leave out what lies after block number `layer`.
 
     Raises:
-        ConfigError: there is no such block, or the end of the encoder fits the last block alone.
+        ConfigError: there is no such block, or the end of the encoder does not fit what it gives.
     """
     num_blocks = cast(Backbone, backbone).num_blocks
     if not 1 <= layer <= num_blocks:
@@ -154,12 +154,10 @@ def _truncate(backbone: nn.Module, layer: int, family: str) -> None:
         raise ConfigError(f"layer: this {family} encoder has {has}; got {layer}.")
     if layer == num_blocks:
         return
-    if not hasattr(backbone, "truncate"):
-        raise ConfigError(
-            f"layer: the blocks of this {family} encoder differ in width and size, and its end fits the last one "
-            f"alone; got {layer} of {num_blocks}. Leave layer out."
-        )
-    cast(Any, backbone).truncate(layer)
+    try:
+        cast(Backbone, backbone).truncate(layer)
+    except ValueError as error:
+        raise ConfigError(f"layer: {error}; got {layer} of {num_blocks}. Leave layer out, or take another.") from error
 
 
 def _spec_in_force(wanted: Wanted, own: AnySpec) -> AnySpec:

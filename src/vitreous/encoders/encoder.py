@@ -70,6 +70,9 @@ class Backbone(Protocol):
     def depth_of(self, name: str) -> int:
         """Where the parameter or module `name` stands: 0 stem, i + 1 block i, num_blocks + 1 the end."""
 
+    def truncate(self, layer: int) -> None:
+        """Leave out the blocks after block number `layer`, counted from 1; ValueError where the end does not fit it."""
+
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise every weight from `generator` alone."""
 

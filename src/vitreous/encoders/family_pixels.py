@@ -40,6 +40,9 @@ class Pixels(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """There are none."""
 
+    def truncate(self, layer: int) -> None:
+        """There are no blocks to leave out."""
+
     def set_precision(self, dtype: torch.dtype) -> None:
         """Nothing is computed, so nothing is cast."""
 

@@ -39,6 +39,10 @@ class FrameByFrame(nn.Module):
         """Blocks of the image encoder."""
         return self._backbone.num_blocks
 
+    def truncate(self, layer: int) -> None:
+        """As the image encoder."""
+        self._backbone.truncate(layer)
+
     def init_weights(self, generator: torch.Generator) -> None:
         """As the image encoder."""
         self._backbone.init_weights(generator)

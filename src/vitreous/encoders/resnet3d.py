@@ -107,13 +107,27 @@ class ResNet3D(nn.Module):
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def grid_of(self, size: Size3) -> Size3:
-        """Positions of the last map along (D, H, W): slices halve four times, rows and columns five times."""
+        """Positions of the last map along (D, H, W): with all layers slices halve four times, rows and columns five."""
         depth, rows, columns = size
-        for _ in range(4):
+        for _ in range(1 + self._last_layer):
             depth = (depth + 1) // 2
-        for _ in range(5):
+        for _ in range(2 + self._last_layer):
             rows, columns = (rows + 1) // 2, (columns + 1) // 2
         return depth, rows, columns
+
+    @property
+    def _last_layer(self) -> int:
+        """Index of the layer that gives the last map."""
+        return int(self._block_names[-1].partition(".")[0].removeprefix("layer")) - 1
+
+    def truncate(self, layer: int) -> None:
+        """Leave out the bottlenecks after number `layer`, counted from 1; tokens are the positions of its map."""
+        for name in self._block_names[layer:]:
+            parent, _, child = name.partition(".")
+            delattr(self.get_submodule(parent), child)
+        self._block_names = self._block_names[:layer]
+        self.num_blocks = layer
+        self.width = _EXPANSION * _WIDTHS[self._last_layer]
 
     def embed(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
         """The map after the stem, turned to RAS axes."""

@@ -63,6 +63,21 @@ class SliceTinyViT(TinyViT):
                 module.to(dtype)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def truncate(self, layer: int) -> None:
+        """Leave out the blocks after block number `layer`, counted from 1; the neck stays.
+
+        Raises:
+            ValueError: the block is not of the last stage, whose width alone fits the neck.
+        """
+        first = self._first_blocks[-1]
+        if layer <= first:
+            raise ValueError(
+                f"the neck fits the width of the last stage alone, whose blocks are {first + 1}…{self.num_blocks}"
+            )
+        last = cast(Stage, self.layers[-1])
+        last.blocks = last.blocks[: layer - first]
+        self.num_blocks = layer
+
     def grid_of(self, size: Size3) -> Size3:
         """Tokens along (D, H, W); a slice's map has a quarter of its rows and columns."""
         depth, rows, columns = size

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,6 +74,14 @@ class TimmBackbone(nn.Module):
             torch.manual_seed(seed)
             self.model = self._make()
         _take_out(self.model, self._heads)
+
+    def truncate(self, layer: int) -> None:
+        """Leave out the blocks after block number `layer`, counted from 1.
+
+        Raises:
+            ValueError: how this class divides is not known, or the end does not fit what the block gives.
+        """
+        raise ValueError("how this model divides into blocks is not known")
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """In bfloat16 plain linear layers and convolutions keep their weights in it; the rest is left to autocast."""
@@ -221,6 +230,30 @@ class TimmChain(TimmBackbone):
         if division is None:
             raise ValueError(f"{type(self.model).__name__} has no known division")
         self._division: Division = division
+
+    def truncate(self, layer: int) -> None:
+        """Leave out what runs after block number `layer`, counted from 1, up to the end of the model.
+
+        Raises:
+            ValueError: the end does not fit what this block gives.
+        """
+        left_out = tuple(path for paths in self._division.blocks[layer:] for path in paths)
+        make = self._make
+
+        def make_shorter() -> nn.Module:
+            shorter = make()
+            _take_out(shorter, left_out)
+            return shorter
+
+        _take_out(self.model, left_out)
+        self._make = make_shorter
+        self._division = replace(self._division, blocks=self._division.blocks[:layer])
+        self._shapes.clear()
+        try:
+            shape = self._shape_of_output(self.img_size)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise ValueError(f"the model's end does not fit what block {layer} gives ({error})") from error
+        self.width = shape[-1] if not self._is_map or self._channels_last else shape[1]
 
     @property
     def num_blocks(self) -> int:
