@@ -118,7 +118,7 @@ def test_no_floor_predicts(finished: tuple[Path, Result], floor: str, why: str) 
 def test_the_floor_of_columns_does_not_travel(finished: tuple[Path, Result]) -> None:
     root, result = finished
     place = f"other:{root / 'participants.tsv'}:{root}"
-    with pytest.raises(UserError, match="floor/columns reads columns of the run's own table"):
+    with pytest.raises(UserError, match="floor/columns reads no files"):
         run_transfer(result.run_dir, [place], rows=["first/linear", "floor/columns"])
 
 
@@ -196,3 +196,16 @@ def test_text_becomes_numbers_only_where_it_counts() -> None:
     assert typed["flag"].tolist() == ["TRUE", None, "FALSE"] * 4
     assert why_not_a_column(typed["none"]) == "has no value"
     assert why_not_a_column(typed["age"]) is None
+
+
+def test_values_that_training_never_saw_are_told(tmp_path: Path) -> None:
+    root = write_cohort(tmp_path)
+    table = pd.read_csv(root / "participants.tsv", sep="\t", dtype=str)
+    table["clinic"] = np.where(table["recommended_split"] == "test", "elsewhere", "here")
+    table.to_csv(root / "participants.tsv", sep="\t", index=False)
+    told = make_plan(validate_study(values(root, columns=["clinic"]))).findings
+    (finding,) = [one for one in told if one.code == "unseen_category"]
+    assert finding.title == "Column clinic has values in val or test that training never saw."
+    volumes = 1 + table["participant_id"].astype(int) % 2
+    tested, rest = (volumes[table["recommended_split"].isin(parts)].sum() for parts in (["test"], ["val", "test"]))
+    assert finding.evidence.startswith(f"{tested} of {rest} rows")

@@ -1,7 +1,7 @@
-"""What a result must rise above: the majority class, shuffled labels, the columns of the table, simple
-statistics.
+"""What a result must rise above: the majority class, shuffled labels, the columns of the table.
 
-The floor of shuffled labels is any recipe trained on :func:`shuffled_labels` of its training rows.
+The floor of shuffled labels is any recipe trained on :func:`shuffled_labels` of its training rows, that of columns
+logistic regression on a :class:`ColumnEncoding`.
 
 Axes: N row (volume), D feature, C class, P participant.
 """
@@ -15,18 +15,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitreous.core.errors import SampleError
-from vitreous.core.finding import Finding
 from vitreous.core.label_sets import memberships
-from vitreous.core.predictions import Aggregate
-from vitreous.recipes.class_weights import ClassWeights, count_labels, count_participants
+from vitreous.recipes.class_weights import count_labels, count_participants
 from vitreous.recipes.feature_set import FeatureSet, check_feature_sets, shuffled_labels
 from vitreous.recipes.patient_scores import PatientScorer
-from vitreous.recipes.references import FittedReference, fit_logistic_sweep
-from vitreous.recipes.selection import select_member
+from vitreous.recipes.references import FittedReference
 
 __all__ = [
-    "ColumnEncoding", "FittedColumns", "fit_column_encoding", "fit_columns_floor", "fit_logistic_floor",
-    "fit_majority", "majority_logits", "shuffled_labels", "typed_columns", "why_not_a_column",
+    "ColumnEncoding", "fit_column_encoding", "fit_majority", "majority_logits", "shuffled_labels", "typed_columns",
+    "why_not_a_column",
 ]  # fmt: skip
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,24 +72,6 @@ def prevalence_logits(has_UC: npt.NDArray[np.bool_], num_rows: int) -> FloatArra
     return np.tile(np.log(counts_C / (len(has_UC) - counts_C)), (num_rows, 1))
 
 
-def fit_logistic_floor(
-    train: FeatureSet,
-    val: FeatureSet,
-    *,
-    num_classes: int,
-    class_weights: ClassWeights = "balanced",
-    Cs: Sequence[float] = FLOOR_CS,
-) -> FittedReference:
-    """Logistic regression with the C that is best on val: for pixel statistics and whatever else an encoder
-    must beat.
-
-    On a tie the smallest C, the strongest penalty.
-    """
-    fitted = fit_logistic_sweep(train, val, Cs, num_classes=num_classes, class_weights=class_weights)
-    chosen = select_member(fitted, [reference.val_score for reference in fitted])
-    return fitted[chosen.member_idx[0]]
-
-
 @dataclass(frozen=True)
 class ColumnEncoding:
     """How columns of a table become features, fitted on training rows.
@@ -139,24 +118,6 @@ class ColumnEncoding:
         """Rows per categorical column whose value training never saw; columns without any are left out."""
         unseen = {c: int((~np.isin(_text_values(table[c]), values)).sum()) for c, values in self.categories.items()}
         return {column: count for column, count in unseen.items() if count}
-
-
-@dataclass(frozen=True)
-class FittedColumns:
-    """The floor of the table's columns.
-
-    Args:
-        reference: logistic regression on the encoded columns.
-        findings: values of val that training never saw.
-    """
-
-    encoding: ColumnEncoding
-    reference: FittedReference
-    findings: tuple[Finding, ...]
-
-    def predict_logits(self, table: pd.DataFrame) -> FloatArray:
-        """Logits of shape (N, C), one row per row of the table."""
-        return self.reference.predict_logits(self.encoding.features(table))
 
 
 def typed_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -222,51 +183,6 @@ def fit_column_encoding(table: pd.DataFrame, columns: Sequence[str]) -> ColumnEn
             )
         categories[column] = values
     return ColumnEncoding(numeric, tuple(with_missing), categories)
-
-
-def fit_columns_floor(
-    train_table: pd.DataFrame,
-    val_table: pd.DataFrame,
-    columns: Sequence[str],
-    *,
-    num_classes: int,
-    class_weights: ClassWeights = "balanced",
-    Cs: Sequence[float] = FLOOR_CS,
-    aggregate: Aggregate = "mean_probability",
-) -> FittedColumns:
-    """What the columns alone (site, device, age) say about the class: logistic regression, C chosen on val.
-
-    Args:
-        train_table, val_table: rows of a cohort with `y`, `patient_id` and `weight` beside `columns`.
-        columns: never the label itself.
-        aggregate: as of :class:`~vitreous.recipes.feature_set.FeatureSet`.
-    Raises:
-        SampleError: see :func:`fit_column_encoding`; or `columns` names the label or the patient.
-    """
-    if forbidden := {"y", "patient_id", "weight", "split"} & set(columns):
-        raise SampleError(f"the floor of columns may not use {sorted(forbidden)}; name columns such as site or age.")
-    encoding = fit_column_encoding(train_table, columns)
-    train, val = (_feature_set(table, encoding, aggregate) for table in (train_table, val_table))
-    reference = fit_logistic_floor(train, val, num_classes=num_classes, class_weights=class_weights, Cs=Cs)
-    findings = tuple(
-        Finding(
-            "unseen_category", "info", f"Column {column} has values in val that training never saw.",
-            f"{count} of {len(val_table)} rows", "The floor judges these rows by their other columns.",
-        )
-        for column, count in encoding.count_unseen(val_table).items()
-    )  # fmt: skip
-    return FittedColumns(encoding, reference, findings)
-
-
-def _feature_set(table: pd.DataFrame, encoding: ColumnEncoding, aggregate: Aggregate) -> FeatureSet:
-    _check_columns(table, ["y", "patient_id", "weight"])
-    return FeatureSet(
-        encoding.features(table),
-        table["y"].to_numpy(dtype=np.int64),
-        table["patient_id"].to_numpy(dtype=np.str_),
-        table["weight"].to_numpy(dtype=np.float64),
-        aggregate,
-    )
 
 
 def _check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:

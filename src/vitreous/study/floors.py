@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from vitreous.config.study import StudyConfig
 from vitreous.core.errors import SampleError
@@ -67,6 +68,7 @@ def plan_floors(config: StudyConfig, cohort: Cohort, modality: Modality) -> Floo
             findings.append(Finding("column_left_out", "info", title, "data.domains"))
     if problems:
         raise SampleError(f"{' '.join(problems)} Take it out of data.columns, or group its values.")
+    findings += _find_unseen(cohort, table[usable])
     if not usable:
         kinds_with = hasattr(config.data, "columns")
         why = "data.domains and data.columns name no column" if not candidates else "no domain is of use to it"
@@ -74,6 +76,24 @@ def plan_floors(config: StudyConfig, cohort: Cohort, modality: Modality) -> Floo
         remedy = "Name columns such as age, site, device or laterality under data.columns." if kinds_with else ""
         findings.append(_not_run(config, COLUMNS, why, remedy))
     return FloorPlan(tuple(usable), tuple(findings))
+
+
+def _find_unseen(cohort: Cohort, table: pd.DataFrame) -> list[Finding]:
+    """Values that only val or test have; with folds every round has others, and nothing is said."""
+    is_train = (cohort.samples["split"] == "train").to_numpy()
+    known = [column for column in table.columns if table.loc[is_train, column].notna().any()]
+    if not is_train.any() or not known:
+        return []
+    unseen = fit_column_encoding(table[is_train], known).count_unseen(table[~is_train])
+    return [
+        Finding(
+            "unseen_category",
+            "info",
+            f"Column {column} has values in val or test that training never saw.",
+            f"{count} of {(~is_train).sum()} rows; the floor columns judges them by their other columns",
+        )
+        for column, count in unseen.items()
+    ]
 
 
 def _not_run(config: StudyConfig, floor: str, why: str, remedy: str) -> Finding:
