@@ -201,6 +201,9 @@ def test_frames_as_files(tmp_path: Path) -> None:
         return Clip(source, 0, len(listed), 2, 10 * _MB)
 
     np.testing.assert_array_equal(folder(files).read([4, 1]), np.stack([frames[4], frames[1]]))
+    PillowImage.new("RGB", (64, 48)).save(tmp_path / "v_dark.png")
+    dark = [FrameFile(0, "v_dark.png"), *files[1:]]
+    assert not folder(dark).read([0]).any()  # stored as it is, so it is shown as it is
     gap = [*files[:3], FrameFile(75, None), files[4]]
     assert prepare_clip(folder(gap), spec(frames=2, step=1)).shape == (3, 2, 16, 16)
     with pytest.raises(InputError, match="frame 75 of the clip has no file; nothing is put in its place"):

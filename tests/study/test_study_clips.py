@@ -14,9 +14,11 @@ from cohorts import contents
 from PIL import Image as PillowImage
 
 from inputs.video_files import write_video
+from s3_server import boto_client, running_s3_server, use_test_keys
 from vitreous.config.compose import validate_study
 from vitreous.core.errors import ConfigError, InputError, SampleError
 from vitreous.core.input_spec import ClipSpec
+from vitreous.inputs.prepare import prepare_input
 from vitreous.study.clip_findings import check_masks
 from vitreous.study.data import open_data
 from vitreous.study.data_verify import verify_data
@@ -152,6 +154,33 @@ def test_a_missing_frame_quarantines_the_clips_that_need_it(tmp_path: Path) -> N
     # frames 0, 50 and 75 need frame 25; 100 takes 50 to 125; 25 itself is left out by rule
     assert sorted(errors["sample_id"]) == ["0_0", "0_50", "0_75"]
     assert errors["message"].str.contains("nothing is put in its place").all()
+
+
+def test_frames_and_masks_in_a_bucket(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_test_keys(monkeypatch, str(tmp_path))
+    on_disk = open_data(validate_study(values(frames), where="test"))
+    spec = ClipSpec(size=(32, 32), frames=4, step=1)
+    with running_s3_server() as url:
+        client = boto_client(url)
+        client.create_bucket(Bucket="theatre")
+        for path in sorted((frames / "frames").rglob("*.jpg")) + sorted((frames / "masks").rglob("*.png")):
+            client.upload_file(str(path), "theatre", str(path.relative_to(frames)))
+        masks = {**values(frames)["data"]["masks"], "files": "s3://theatre/masks"}
+        given = values(frames, data={"files": "s3://theatre/frames", "masks": masks})
+        given |= {"s3": {"endpoint": url}, "cache": {"dir": str(tmp_path / "cache")}}
+        data = open_data(validate_study(given, where="test"))
+        request = next(one for one in data.requests if one.source == "val/2_75.jpg")
+        [(_, path)] = data.stage([request])
+        assert isinstance(path, Path)
+        found = prepare_input(data.load_input(request, path), spec)
+        mask = data.load_mask("val/2_75.jpg", spec, (8, 8))
+    local = next(one for one in on_disk.requests if one.source == "val/2_75.jpg")
+    expected = prepare_input(on_disk.load_input(local, frames / "frames" / "val" / "2_75.jpg"), spec)
+    assert torch.equal(found, expected)
+    other = on_disk.load_mask("val/2_75.jpg", spec, (8, 8))
+    assert mask is not None
+    assert other is not None
+    assert torch.equal(mask, other)
 
 
 def test_short_clips_need_a_rule(frames: Path) -> None:

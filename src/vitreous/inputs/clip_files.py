@@ -141,7 +141,9 @@ class FrameFolder:
     def _decode(self, index: int) -> Frames:
         frame = self._frames[index]
         try:
-            pixels_HWC = decode_image(self._fetch(str(frame.relative)), max_bytes=self._max_bytes).pixels_HWC
+            path = self._fetch(str(frame.relative))
+            # a dark frame within a video is one, as it is in a video file
+            pixels_HWC = decode_image(path, max_bytes=self._max_bytes, accepts_one_colour=True).pixels_HWC
         except CircumstanceError as error:
             raise CircumstanceError(f"frame {frame.number}: {error}") from None
         except InputError as error:

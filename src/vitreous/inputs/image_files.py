@@ -69,7 +69,7 @@ class _Stored:
     bits: int
 
 
-def decode_image(path: Path, *, max_bytes: int) -> Image:
+def decode_image(path: Path, *, max_bytes: int, accepts_one_colour: bool = False) -> Image:
     """Read one file as one image. The format is that of the content, whatever the name.
 
     EXIF orientation is applied; 1-bit images become 0 and 255; a palette becomes its colours; CMYK is converted
@@ -79,6 +79,7 @@ def decode_image(path: Path, *, max_bytes: int) -> Image:
     Args:
         max_bytes: the most that the file and the decoded pixels (as float32) may take; checked on the declared
             size, before anything is allocated or inflated.
+        accepts_one_colour: an image all of whose pixels are equal is none of its own, but a dark frame of a video is.
     Raises:
         InputError: the file cannot be used as one image; the message says why and what to do.
     """
@@ -97,7 +98,9 @@ def decode_image(path: Path, *, max_bytes: int) -> Image:
         except _DAMAGE as error:
             how = "truncated" if "truncated" in str(error) else f"damaged or truncated ({type(error).__name__})"
             raise InputError(f"the {name} image is {how}.") from None
-    return checked_image(pixels_HWC.copy(order="C"), {"format": name, **facts, "warnings": "; ".join(messages)})
+    facts = {"format": name, **facts, "warnings": "; ".join(messages)}
+    pixels_HWC = pixels_HWC.copy(order="C")
+    return Image(pixels_HWC, facts) if accepts_one_colour else checked_image(pixels_HWC, facts)
 
 
 def _read_whole(path: Path, max_bytes: int) -> bytes:
