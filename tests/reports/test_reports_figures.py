@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from vitreous.reports.figures import confusion_matrix_svg, forest_plot_svg, training_curves_svg
+from vitreous.reports.figures import confusion_matrix_svg, forest_plot_svg
 from vitreous.reports.leaderboard import build_leaderboard
+from vitreous.reports.training_figures import training_plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = ("healthy", "a <b> & $x$", "oral_medication_and_or_non_insulin_injectable_medication_controlled")
@@ -17,7 +18,7 @@ NAMES = ("healthy", "a <b> & $x$", "oral_medication_and_or_non_insulin_injectabl
 def drawn(leaderboard, curves):
     return {
         "confusion": lambda: confusion_matrix_svg([[5, 1, 0], [2, 3, 0], [0, 0, 0]], NAMES, "of one row"),
-        "curves": lambda: training_curves_svg(curves[0].histories, curves[0].best_epochs),
+        "curves": lambda: training_plots(curves[0].histories, curves[0].best_epochs, "one row")[0],
         "forest": lambda: forest_plot_svg(leaderboard),
     }
 
@@ -80,12 +81,22 @@ def test_numbers_in_cells_can_be_read_on_their_shade():
 
 def test_training_curves_say_which_epoch_was_kept(curves):
     one = curves[0]
-    root = ET.fromstring(training_curves_svg(one.histories, one.best_epochs))
-    assert root.find(f"{SVG}desc").text == "seed 0: 10 epochs, epoch 4 kept; seed 1: 10 epochs, epoch 10 kept"
+    for svg, name in zip(training_plots(one.histories, one.best_epochs, "a / b"), ("Loss", "Balanced accuracy")):
+        root = ET.fromstring(svg)
+        assert root.find(f"{SVG}title").text == f"{name} of a / b by epoch"
+        assert root.find(f"{SVG}desc").text == "seed 0: 10 epochs, epoch 4 kept; seed 1: 10 epochs, epoch 10 kept"
+        assert [node.text for node in root.iter(f"{SVG}text")].count("val") == 1, "seeds share one key"
     with pytest.raises(ValueError, match="histories of"):
-        training_curves_svg(one.histories, {"seed 0": 4})
+        training_plots(one.histories, {"seed 0": 4}, "a")
     with pytest.raises(ValueError, match="histories of"):
-        training_curves_svg({}, {})
+        training_plots({}, {}, "a")
+    with pytest.raises(ValueError, match="has val_<metric>"):
+        training_plots({"s": [{"epoch": 1, "val_loss": 1.0}]}, {"s": 1}, "a")
+
+
+def test_training_curves_take_the_metric_that_was_chosen_by():
+    histories = {"seed 0": [{"epoch": n, "train_loss": 1.0, "val_loss": 2.0, "val_map": 0.1 * n} for n in (1, 2, 3)]}
+    assert "map of r by epoch" in training_plots(histories, {"seed 0": 3}, "r")[1].lower()
 
 
 def test_the_forest_plot_tells_every_row_even_undefined_ones(leaderboard, row):

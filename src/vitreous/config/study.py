@@ -36,7 +36,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 # what every result must rise above; on by default, taken off by name
 Floor = Literal["majority", "shuffled", "untrained", "pixels", "columns"]
 
-_FOLDERS = ("receipts", "transfer", "domains")
+_FOLDERS = ("receipts", "transfer", "domains", "tables", "figures")
 _OF_CHECKPOINTS = ("which", "key_prefix")
 
 

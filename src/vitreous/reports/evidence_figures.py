@@ -60,7 +60,7 @@ def reliability_svg(one: RowEvidence, leaderboard: Leaderboard) -> str:
         bounds = [(_number(each.observed.low), _number(each.observed.high)) for each in bins]
         curves.append(
             Curve(part.of, [each.mean_probability for each in bins], [_number(each.observed.value) for each in bins],
-                  [low for low, _ in bounds], [high for _, high in bounds], marked=True)
+                  [low for low, _ in bounds], [high for _, high in bounds], marked=True, keyed=len(one.calibration) > 1)
         )  # fmt: skip
         told.append(f"{part.of}: expected calibration error {_said(part.measures['ece'])}")
     plot = Plot(f"Reliability of {one.name}", "; ".join(told), "mean probability", "observed share", tuple(curves),
@@ -99,7 +99,7 @@ def abstention_svg(one: RowEvidence, leaderboard: Leaderboard) -> str:
         curves.append(
             Curve(part.of, [point.coverage for point in points], [_number(point.metric.value) for point in points],
                   [] if many else [_number(point.metric.low) for point in points],
-                  [] if many else [_number(point.metric.high) for point in points])
+                  [] if many else [_number(point.metric.high) for point in points], keyed=len(one.abstention) > 1)
         )  # fmt: skip
         told.append(f"{part.of}: " + ", ".join(f"{p.coverage:.0%} {_said(p.metric)}" for p in points))
     title = leaderboard.scores.metrics[one.abstention[0].metric].title if one.abstention[0].metric in (

@@ -12,9 +12,9 @@ from vitreous.reports.row_evidence import FIXED, NUM_BINS, OperatingSetting, Row
 
 _ROW = (Column("encoder", "encoder"), Column("recipe", "recipe"))
 _RULES = {
-    "youden": "highest sensitivity + specificity on val",
-    "at_specificity": f"specificity of {FIXED:.0%} on val",
-    "at_sensitivity": f"sensitivity of {FIXED:.0%} on val",
+    "youden": "sensitivity + specificity",
+    "at_specificity": f"{FIXED:.0%} specificity",
+    "at_sensitivity": f"{FIXED:.0%} sensitivity",
 }
 
 

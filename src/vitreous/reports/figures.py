@@ -6,7 +6,7 @@ Axes: C class, the true class first.
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,50 +75,6 @@ def confusion_matrix_svg(confusion_CC: Sequence[Sequence[int]], classes: Sequenc
             for name, row in zip(classes, counts_CC.tolist(), strict=True) if sum(row)
         )  # fmt: skip
         return svg_text(figure, title or "Confusion matrix", told)
-
-
-def training_curves_svg(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], best_epochs: Mapping[str, int], title: str = ""
-) -> str:
-    """Loss and balanced accuracy by epoch, one line per seed and split; the epoch kept is marked.
-
-    Args:
-        histories: label (such as ``seed 0``) → rows with epoch, train_loss, val_loss, val_balanced_accuracy and,
-            if known, train_balanced_accuracy.
-        best_epochs: label → the epoch whose weights were kept.
-    Raises:
-        ValueError: no history, or a label without its best epoch.
-    """
-    from matplotlib.figure import Figure
-
-    if not histories or set(histories) != set(best_epochs):
-        raise ValueError(f"histories of {list(histories)} with best epochs of {list(best_epochs)}")
-    with drawing_style():
-        figure = Figure(figsize=(6.6, 2.5), layout="constrained")
-        losses, scores = figure.subplots(1, 2)
-        for number, (label, history) in enumerate(histories.items()):
-            first = number == 0
-            epoch = [row["epoch"] for row in history]
-            for axes, kind in ((losses, "loss"), (scores, "balanced_accuracy")):
-                for split, colour, dashes in (("train", SECOND, (4, 2)), ("val", ACCENT, ())):
-                    if f"{split}_{kind}" in history[0]:
-                        axes.plot(epoch, [row[f"{split}_{kind}"] for row in history], color=colour, lw=1.2, alpha=0.85,
-                                  dashes=dashes or (None, None), label=split if first else None)  # fmt: skip
-            kept = next((row for row in history if row["epoch"] == best_epochs[label]), None)
-            for axes, key in ((losses, "val_loss"), (scores, "val_balanced_accuracy")):
-                if kept is not None and key in kept:
-                    axes.plot(kept["epoch"], kept[key], "o", ms=5, mfc="white", mec=ACCENT, mew=1.4, zorder=5,
-                              label="kept" if first else None)  # fmt: skip
-        for axes, name in ((losses, "Loss"), (scores, "Balanced accuracy")):
-            axes.set_title(name)
-            axes.set_xlabel("epoch")
-            axes.grid(axis="y")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        losses.legend(loc="upper right")
-        told = "; ".join(
-            f"{label}: {len(history)} epochs, epoch {best_epochs[label]} kept" for label, history in histories.items()
-        )
-        return svg_text(figure, title or "Training curves", told)
 
 
 def forest_plot_svg(leaderboard: Leaderboard) -> str:

@@ -30,6 +30,8 @@ class Curve:
         steps: a value reaches back to the point before.
         marked: points instead of a line through them alone.
         quiet: a reference, drawn grey.
+        look: number of its colour and dashes, where several lines share them; by order if left out.
+        keyed: whether it stands in the key.
     """
 
     label: str
@@ -40,6 +42,8 @@ class Curve:
     steps: bool = False
     marked: bool = False
     quiet: bool = False
+    look: int | None = None
+    keyed: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def plot_svg(plot: Plot) -> str:
             raise ValueError(f"an axis of {plot.title!r} must have an extent; got {low} to {high}")
     salt = "p" + fingerprint([plot.title, plot.description])[:10]
     bottom = _TOP + _PLOT_HEIGHT
-    height = bottom + 38 + _KEY_LINE * len(plot.curves)
+    height = bottom + 38 + _KEY_LINE * sum(curve.keyed for curve in plot.curves)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         f'role="img" aria-labelledby="{salt}-t {salt}-d" font-family="{_FONTS}" font-size="10.5" fill="{INK}">',
@@ -91,9 +95,12 @@ def plot_svg(plot: Plot) -> str:
     for curve, (colour, dash) in zip(plot.curves, looks, strict=True):
         parts += _drawn(plot, curve, colour, dash)
     parts.append("</g>")
-    for place, (curve, (colour, dash)) in enumerate(zip(plot.curves, looks, strict=True)):
+    named = [pair for pair in zip(plot.curves, looks, strict=True) if pair[0].keyed]
+    for place, (curve, (colour, dash)) in enumerate(named):
         y = bottom + 46 + _KEY_LINE * place
         label = curve.label if len(curve.label) <= _KEY_LETTERS else curve.label[: _KEY_LETTERS - 2].rstrip() + " …"
+        if curve.marked:
+            parts.append(f'<circle cx="{_LEFT + 12}" cy="{y - 4}" r="3" fill="{colour}"/>')
         parts.append(f'<path d="M{_LEFT} {y - 4}h24" stroke="{colour}" stroke-width="2"{_dashed(dash)} fill="none"/>'
                      f'<text x="{_LEFT + 30}" y="{y}">{escape(label)}</text>')  # fmt: skip
     return "".join([*parts, "</svg>"])
@@ -118,7 +125,8 @@ def _looks(curves: Sequence[Curve]) -> list[tuple[str, str]]:
         if curve.quiet:
             looks.append((QUIET, "4 2"))
             continue
-        looks.append((COLOURS[place % len(COLOURS)], _DASHES[place % len(_DASHES)]))
+        number = place if curve.look is None else curve.look
+        looks.append((COLOURS[number % len(COLOURS)], _DASHES[number % len(_DASHES)]))
         place += 1
     return looks
 

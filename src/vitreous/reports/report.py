@@ -6,8 +6,9 @@ hash, and without it the report is complete. It holds no patient id; files appea
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,22 @@ from vitreous.core.input_spec import item_noun
 from vitreous.core.label_sets import Task
 from vitreous.core.undefined import Undefined
 from vitreous.reports.answer import answer_sentences
+from vitreous.reports.checklists import ChecklistItem
 from vitreous.reports.leaderboard import Leaderboard
 from vitreous.reports.leaderboard_tables import Footnotes
+from vitreous.reports.methods import RunFacts
+from vitreous.reports.power import power_sentences
 from vitreous.reports.quarantine import QuarantinedRow
+from vitreous.reports.result_tables import ResultTable, shown
+from vitreous.reports.row_evidence import RowEvidence
+from vitreous.reports.training_figures import training_plots
 
-SCHEMA_VERSION = 1
-MAX_FIGURES = 40  # rows with a confusion matrix and curves in the report; the run directory has them all
-MAX_CURVES_BYTES = 3_000_000  # curves of many folds and seeds; the whole file stays below 5 MB
+SCHEMA_VERSION = 2
+MAX_BYTES = 5_000_000  # of the whole file
 MAX_LISTED = 200  # quarantined files
+MAX_TEXT = 200_000  # letters of the settings
+# rows of a table and bytes of figures, until the file is small enough; the run directory has everything
+_ROOM = ((300, 2_500_000), (60, 1_000_000), (12, 300_000))
 _FOLDER = Path(__file__).parent
 
 
@@ -94,6 +103,20 @@ class TrainingCurves:
 
 
 @dataclass(frozen=True)
+class RowSource:
+    """Where the numbers of a row come from.
+
+    Args:
+        units: of each model what it is (``seed 0``), its folder below the run directory, and the hash of its weights.
+        receipt: file of the encoder's load receipt; None for rows without an encoder.
+    """
+
+    name: str
+    units: tuple[tuple[str, str, str], ...]
+    receipt: str | None = None
+
+
+@dataclass(frozen=True)
 class EncoderReport:
     """What is known of one encoder.
 
@@ -123,6 +146,12 @@ class ReportData:
         settings_yaml: the resolved study.
         provenance: ``provenance.json``.
         rebuild: the command that makes this report again.
+        evidence, figures: of the best rows, the figures as row → kind → SVG text.
+        tables: by name, those of the evidence and those that other parts of the run wrote.
+        matrices: SVG texts of train × test domains and of other cohorts.
+        facts: how the run was made; None where that is not known.
+        methods: paragraphs of :func:`vitreous.reports.methods.methods_paragraphs`.
+        sources: where each row's numbers lie.
     """
 
     study: str
@@ -138,6 +167,14 @@ class ReportData:
     settings_yaml: str = ""
     provenance: Mapping[str, Any] | None = None
     rebuild: str = ""
+    evidence: tuple[RowEvidence, ...] = ()
+    figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    tables: Mapping[str, ResultTable] = field(default_factory=dict)
+    matrices: tuple[str, ...] = ()
+    facts: RunFacts | None = None
+    methods: tuple[str, ...] = ()
+    checklists: tuple[ChecklistItem, ...] = ()
+    sources: tuple[RowSource, ...] = ()
 
 
 def render_report(data: ReportData, path: Path) -> None:
@@ -146,57 +183,136 @@ def render_report(data: ReportData, path: Path) -> None:
 
 
 def report_html(data: ReportData) -> str:
-    """The report as one HTML document."""
+    """The report as one HTML document, always below :data:`MAX_BYTES`.
+
+    Raises:
+        RunError: it is not, even with the shortest tables and hardly a figure.
+    """
+    for max_rows, room in _ROOM:
+        text = _rendered(data, max_rows, room)
+        if len(text.encode()) < MAX_BYTES:
+            return text
+    raise RunError(f"the report of {data.study} has {len(text.encode()):,} bytes; please report this with study.yaml.")
+
+
+def _rendered(data: ReportData, max_rows: int, room: int) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters["breakable"] = breakable
     style, script = ((_FOLDER / name).read_text() for name in ("report.css.j2", "report.js.j2"))
     leaderboard = data.leaderboard
     footnotes = Footnotes()
-    pictured = leaderboard.rows[:MAX_FIGURES]
-    pictured_names = {row.name for row in pictured}
+    pictures = _Pictures(room)
     return environment.get_template("report.html.j2").render(
         data=data,
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         answer=answer_sentences(leaderboard),
+        power=power_sentences(leaderboard.reach),
         findings=sorted([*leaderboard.findings, *data.findings], key=lambda one: _SEVERITIES.index(one.severity)),
         leaderboard=leaderboard,
+        rows=leaderboard.rows[:max_rows],
         others=[name for name in leaderboard.scores.beside if name != leaderboard.metric],
         metrics=leaderboard.scores.metrics,
         class_metrics=leaderboard.scores.class_metrics,
         items=item_noun(leaderboard.modality),
         footnotes=footnotes,
         forest=Markup(figures.forest_plot_svg(leaderboard)),
-        confusions=[
-            (row, Markup(figures.confusion_matrix_svg(row.confusion_CC, leaderboard.classes,
-                                                      f"{_CONFUSION[leaderboard.task]} of {row.name}")))
-            for row in pictured
-        ],
-        curves=_pictured_curves([one for one in data.curves if one.row in pictured_names]),
-        max_figures=MAX_FIGURES,
-        max_listed=MAX_LISTED,
+        figures=pictures.of_kinds(data.figures),
+        matrices=pictures.each(data.matrices),
+        curves=_pictured_curves(data.curves[:max_rows], pictures),
+        pictures=pictures,
+        chosen=[row for row in leaderboard.rows[:max_rows] if row.choice.how is not None],
+        shown_sections=_shown_sections(data),
+        confusion=_CONFUSION[leaderboard.task],
+        shares=[_row_shares(row.confusion_CC) for row in leaderboard.rows[:max_rows]],
+        places={row.name: n for n, row in enumerate(leaderboard.rows)},
+        sources={source.name: source for source in data.sources},
+        max_rows=max_rows,
+        max_listed=min(MAX_LISTED, max_rows),
+        settings=data.settings_yaml[:MAX_TEXT],
+        max_text=MAX_TEXT,
         flatten=flatten,
+        shown=lambda cell: shown(cell, footnotes),
         is_undefined=lambda value: isinstance(value, Undefined),
         schema_version=SCHEMA_VERSION,
     )  # fmt: skip
 
 
-def _pictured_curves(curves: Sequence[TrainingCurves]) -> list[tuple[TrainingCurves, Markup]]:
-    """As many as the file has room for, in order; the template says how many were left out."""
-    pictured: list[tuple[TrainingCurves, Markup]] = []
-    room = MAX_CURVES_BYTES
-    for one in curves:
-        svg = figures.training_curves_svg(one.histories, one.best_epochs, f"Training curves of {one.row}")
-        room -= len(svg.encode())
-        if room < 0:
-            break
-        pictured.append((one, Markup(svg)))
-    return pictured
+class _Pictures:
+    """As many SVG texts as there is room for, in the order asked for; what is left out is counted."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.left_out = 0
+
+    def each(self, svgs: Sequence[str]) -> list[Markup]:
+        """Those that fit, as markup."""
+        return [Markup(svg) for svg in svgs if self._fits(svg)]
+
+    def of_kinds(self, by_row: Mapping[str, Mapping[str, str]]) -> dict[str, list[tuple[str, Markup]]]:
+        """Kind of figure → row and figure; a kind without any is empty."""
+        found: dict[str, list[tuple[str, Markup]]] = {kind: [] for kind in KINDS}
+        for row, by_kind in by_row.items():
+            for kind, svg in by_kind.items():
+                found[kind] += [(row, picture) for picture in self.each([svg])]
+        return found
+
+    def _fits(self, svg: str) -> bool:
+        size = len(svg.encode())
+        if size > self.room:
+            self.left_out += 1
+            return False
+        self.room -= size
+        return True
 
 
+def _pictured_curves(
+    curves: Sequence[TrainingCurves], pictures: _Pictures
+) -> list[tuple[TrainingCurves, list[Markup]]]:
+    drawn = [(one, pictures.each(training_plots(one.histories, one.best_epochs, one.row))) for one in curves]
+    return [(one, svgs) for one, svgs in drawn if svgs]
+
+
+def _row_shares(confusion_CC: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Tenths of each true class (C, C), rounded, for shading; a class without rows has 0."""
+    return [[round(10 * count / max(sum(line), 1)) for count in line] for line in confusion_CC]
+
+
+def _shown_sections(data: ReportData) -> set[str]:
+    """Ids of the sections that this report has, for links of the checklists."""
+    sections = {
+        "answer",
+        "leaderboard",
+        "classes",
+        "confusion",
+        "data",
+        "encoders",
+        "methods",
+        "settings",
+        "provenance",
+    }
+    if data.evidence:
+        sections |= {"curves", "calibration", "operating", "decision", "subgroups"}
+    if data.matrices or data.tables.keys() & {"generalisation", "transfer"}:
+        sections |= {"generalisation"}
+    return sections
+
+
+def breakable(text: str) -> Markup:
+    """Text that may be broken behind underscores, slashes and dots.
+
+    >>> breakable("a_<b>")
+    Markup('a_<wbr>&lt;b&gt;')
+    """
+    parts = re.split(r"(?<=[_/.])(?=[^\s_/.])", str(text))
+    return Markup("<wbr>").join(parts)
+
+
+KINDS = ("roc", "precision_recall", "reliability", "decision_curve", "abstention")
 # of labels: how many samples with the one are said to have the other
 _CONFUSION: dict[Task, str] = {"multi_class": "Confusion matrix", "multi_label": "True against predicted labels"}
 _SEVERITIES = ("error", "warning", "info")
@@ -213,6 +329,9 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
         name = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(item, Mapping) and item:
             rows += flatten(item, name)
+        elif isinstance(item, Sequence) and item and all(isinstance(part, Mapping) for part in item):
+            for number, part in enumerate(item):
+                rows += flatten(part, f"{name}.{number}")
         elif item is None or item in ({}, [], ()):
             rows.append((name, "none"))
         elif isinstance(item, Sequence) and not isinstance(item, str):

@@ -49,6 +49,7 @@ class ResultTable:
         name: of its files.
         caption: what it shows, of whom, and how.
         in_latex: whether a paper would print it; points of curves are for plotting.
+        file: below the run directory, where it is no table of ``tables/``.
     """
 
     name: str
@@ -56,6 +57,12 @@ class ResultTable:
     columns: tuple[Column, ...]
     rows: tuple[tuple[ResultCell, ...], ...]
     in_latex: bool = True
+    file: str = ""
+
+    @property
+    def path(self) -> str:
+        """The CSV, below the run directory."""
+        return self.file or f"{FOLDER}/{self.name}.csv"
 
     def __post_init__(self) -> None:
         if bad := [len(row) for row in self.rows if len(row) != len(self.columns)]:

@@ -15,6 +15,8 @@ from vitreous.core.finding import Finding
 from vitreous.core.input_spec import Modality, item_noun
 from vitreous.core.leak import ACCEPTED
 from vitreous.core.privacy import load_id_key
+from vitreous.reports.checklist_answers import checklist_answers
+from vitreous.reports.checklists import fill_checklists, write_checklists
 from vitreous.reports.comparisons import write_comparisons
 from vitreous.reports.evidence_figures import draw_evidence, write_figures
 from vitreous.reports.evidence_tables import evidence_tables
@@ -22,11 +24,13 @@ from vitreous.reports.few_shot import write_few_shot
 from vitreous.reports.folds import write_folds
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_leaderboard
 from vitreous.reports.leaderboard_tables import render_terminal, write_leaderboard
+from vitreous.reports.methods import methods_paragraphs
 from vitreous.reports.power import write_power
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves, render_report
-from vitreous.reports.result_tables import write_tables
-from vitreous.reports.row_evidence import gather_evidence
+from vitreous.reports.result_tables import ResultTable, write_tables
+from vitreous.reports.row_evidence import RowEvidence, gather_evidence
+from vitreous.reports.run_tables import run_tables
 from vitreous.reports.trackers import TrackerKind, log_run
 from vitreous.study.account import pivot_counts, read_account, read_domains
 from vitreous.study.domains import read_rounds, write_domain_matrices
@@ -37,6 +41,7 @@ from vitreous.study.heads import read_history, read_model
 from vitreous.study.leak_gate import read_leaks
 from vitreous.study.ledger import Ledger
 from vitreous.study.looking_inside import look_inside, write_looked_inside
+from vitreous.study.report_facts import kept_matrix_svgs, row_sources, run_facts
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows, read_tests_by_round
 from vitreous.study.run_directory import RunDirectory, kept_study
 
@@ -103,6 +108,8 @@ def write_outputs(directory: RunDirectory, tracker: TrackerKind | None = None) -
     looked = look_inside(directory, config, rows, read_kept_rows(directory))
     write_looked_inside(looked, directory.root)
     data = _report_data(directory, config, leaderboard, looked.findings)
+    data = _with_evidence(directory, config, data, evidence, tables, drawn)
+    write_checklists(data.checklists, directory.root)
     render_report(data, directory.report)
     if tracker is not None:
         log_run(tracker, directory.root, leaderboard, data.curves)
@@ -154,6 +161,41 @@ def _doctors_findings(directory: RunDirectory, told: Collection[Finding]) -> lis
     """Warnings and errors of the last `vitreous doctor RUN_DIR`, but for what the report says anyway."""
     found = [finding for finding in read_findings(directory) if finding.severity != "info" and finding not in told]
     return [finding for finding in found if finding.code not in _SAID_BY_REPORT]
+
+
+def _with_evidence(
+    directory: RunDirectory,
+    config: StudyConfig,
+    data: ReportData,
+    evidence: tuple[RowEvidence, ...],
+    tables: Sequence[ResultTable],
+    drawn: Mapping[str, Mapping[str, str]],
+) -> ReportData:
+    """The report with evidence, methods, checklists and where each number comes from."""
+    facts, leaderboard = run_facts(directory, config), data.leaderboard
+    methods = methods_paragraphs(
+        facts,
+        leaderboard,
+        rows_in=data.flow.rows_in,
+        encoded=data.flow.encoded,
+        quarantined=data.flow.quarantined,
+        excluded=sum(data.flow.excluded.values()),
+        num_looks=len(data.looks),
+        evidence=evidence,
+        provenance=data.provenance,
+    )
+    kept_tables = run_tables(directory.root, leaderboard.metric, leaderboard.metric_title)
+    data = replace(
+        data,
+        evidence=evidence,
+        figures=drawn,
+        tables={**{table.name: table for table in tables}, **kept_tables},
+        matrices=kept_matrix_svgs(directory),
+        facts=facts,
+        methods=methods,
+        sources=row_sources(directory, read_kept_rows(directory)),
+    )
+    return replace(data, checklists=fill_checklists(checklist_answers(data)))
 
 
 def _count_tables(directory: RunDirectory, modality: Modality) -> tuple[Table, ...]:
