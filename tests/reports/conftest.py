@@ -1,15 +1,23 @@
 """One leaderboard and one report, from predictions and histories that are computed, not made up."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from vitreous.core.predictions import Predictions
+from vitreous.reports.checklist_answers import checklist_answers
+from vitreous.reports.checklists import fill_checklists
+from vitreous.reports.evidence_figures import draw_evidence
+from vitreous.reports.evidence_tables import evidence_tables
 from vitreous.reports.leaderboard import Leaderboard, RowPredictions, build_leaderboard
+from vitreous.reports.methods import RunFacts, methods_paragraphs
 from vitreous.reports.quarantine import keyed_rows
-from vitreous.reports.report import DataFlow, EncoderReport, ReportData, Table, TrainingCurves
+from vitreous.reports.report import DataFlow, EncoderReport, ReportData, RowSource, Table, TrainingCurves
+from vitreous.reports.row_evidence import gather_evidence
+from vitreous.reports.transfer_figures import heat_map_svg
 
 CLASSES = ("healthy", "early <b>", "on | insulin")
 NUM_TEST = 90
@@ -123,3 +131,38 @@ def report_data(leaderboard: Leaderboard, curves: tuple[TrainingCurves, ...]) ->
         provenance={"git_sha": "abc123", "environment": {"python": "3.11"}},
         rebuild="vitreous report runs/oct",
     )
+
+
+@pytest.fixture(scope="session")
+def full_report_data(report_data: ReportData) -> ReportData:
+    """The same with everything a finished run adds: evidence, methods, checklists, provenance."""
+    rows = make_rows()
+    site_of = {name: f"site {int(name[6:10]) % 2}" for name in rows[0].test[0].sample_id_N.tolist()}
+    evidence = gather_evidence(rows, report_data.leaderboard, {"clinical_site": site_of})
+    facts = RunFacts(
+        "csv", "splits came from the column split", "grade", {"multi": False, "single": False},
+        {"linear": "linear_probe", "mlp": "mlp_probe"}, eligibility="oct is True", balancing=("linear: class weights",),
+        split_patients={"train": 24, "val": 90, "test": 90}, domains=("clinical_site",), gate=True,
+    )  # fmt: skip
+    provenance = {
+        "starts": [{"code": {"git_sha": "abc123", "uncommitted_changes": False},
+                    "environment": {"python": "3.11", "device": "cpu", "precision": "fp32",
+                                    "packages": {"vitreous": "0.1.0", "torch": "2", "numpy": "2"}}}],
+    }  # fmt: skip
+    methods = methods_paragraphs(
+        facts, report_data.leaderboard, rows_in=1000, encoded=950, quarantined=2, excluded=48, num_looks=1,
+        evidence=evidence, provenance=provenance,
+    )  # fmt: skip
+    matrix = heat_map_svg([[evidence[0].targets[0].average_precision]], ["a"], ["b"], title="by site",
+                          row_label="trained on", column_label="tested on")  # fmt: skip
+    data = replace(
+        report_data, evidence=evidence, figures=draw_evidence(evidence, report_data.leaderboard), facts=facts,
+        tables={table.name: table for table in evidence_tables(evidence, report_data.leaderboard)}, methods=methods,
+        matrices=(matrix,), provenance=provenance,
+        sources=tuple(
+            RowSource(row.name, tuple((f"seed {k}", f"{row.encoder}/{row.recipe}/seed{k}", "0f0f") for k in row.test),
+                      f"receipts/{row.encoder}.json")
+            for row in rows
+        ),
+    )  # fmt: skip
+    return replace(data, checklists=fill_checklists(checklist_answers(data)))

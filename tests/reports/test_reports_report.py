@@ -17,7 +17,7 @@ from vitreous.core.privacy import keyed_id
 from vitreous.reports.quarantine import keyed_rows
 from vitreous.reports.report import DataFlow, Table, flatten, render_report, report_html
 
-VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect"}
+VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect", "wbr"}
 KEY = b"k" * 32
 
 
