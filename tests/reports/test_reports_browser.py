@@ -201,7 +201,22 @@ def test_what_has_the_focus_is_seen(page):
 def test_it_prints_with_every_drawer_open(page):
     printed = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF-")
-    assert page.execute_script("return [...document.querySelectorAll('details')].every(one => one.open)")
+    assert page.execute_script("return [...document.querySelectorAll('details:not(.bulk)')].every(one => one.open)")
+
+
+def test_every_table_fits_a_printed_page(page):
+    page.execute_script("for (const one of document.querySelectorAll('details:not(.bulk)')) one.open = true")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        set_width(page, 720)  # A4 between margins
+        cut = page.execute_script(
+            """const right = one => one.getBoundingClientRect().right;
+               return [...document.querySelectorAll("table, svg")].filter(one => right(one) > 721)
+                 .map(one => one.textContent.trim().slice(0, 60))"""
+        )
+        assert cut == []
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_it_is_whole_without_scripts(browser, address):

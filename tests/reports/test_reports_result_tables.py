@@ -86,7 +86,7 @@ def test_steps_reach_back_and_marks_have_whiskers():
     steps = plot_svg(Plot("t", "", "x", "y", (Curve("s", [0.0, 1.0], [0.0, 1.0], steps=True),)))
     assert "M44 224L44 12L330 12" in steps
     marked = plot_svg(Plot("t", "", "x", "y", (Curve("m", [0.5], [0.5], [0.25], [0.75], marked=True),)))
-    assert marked.count("<circle") == 1
+    assert marked.count("<circle") == 2, "one of the point, one in the key"
     assert "M187.0 171.0V65.0" in marked
 
 
