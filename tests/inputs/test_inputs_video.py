@@ -94,7 +94,7 @@ def test_a_rotation_that_is_no_quarter_turn_is_refused(tmp_path: Path) -> None:
         opened(path)
 
 
-@pytest.mark.parametrize("kind", ["mp4", "mov", "webm", "mkv"])
+@pytest.mark.parametrize("kind", ["mp4", "mov", "webm", "mkv", "avi", "gif"])
 def test_a_truncated_file_is_refused(kind: str, tmp_path: Path) -> None:
     options = dict(KINDS[kind].get("options", {}))
     whole = write_video(tmp_path / f"whole.{kind}", numbered_frames(60), **{**KINDS[kind], "options": options})
@@ -104,6 +104,24 @@ def test_a_truncated_file_is_refused(kind: str, tmp_path: Path) -> None:
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(InputError, match=r"truncated|damaged"):
             opened(path).read([0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_bytes_give_frames_or_an_error_of_ours(kind: str, tmp_path: Path) -> None:
+    content = write_video(tmp_path / f"whole.{kind}", numbered_frames(20), **KINDS[kind]).read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(25):
+        damaged = bytearray(content)
+        for place in rng.integers(len(content), size=int(rng.choice([1, 5, 20]))):
+            damaged[place] = int(rng.integers(256))
+        path = tmp_path / f"{number}.{kind}"
+        path.write_bytes(damaged)
+        try:
+            video = opened(path)
+            frames = video.read([0, len(video.times_s) - 1])
+        except InputError:
+            continue
+        assert {frame.shape[2] for frame in frames.values()} == {3}
 
 
 def test_a_truncated_file_whose_index_is_in_front_is_refused(tmp_path: Path) -> None:

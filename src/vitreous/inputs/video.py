@@ -180,6 +180,8 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
             if not container.streams.video:
                 raise InputError("the file holds no video stream.")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise InputError("the codec of the video is unknown or not supported, or its header is damaged.")
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -199,10 +201,27 @@ def _index_of(path: Path, max_bytes: int) -> VideoIndex:
         raise CircumstanceError(f"the file cannot be read: {error.strerror or type(error).__name__}.") from None
     if state.st_size == 0:
         raise InputError("the file is empty (0 bytes).")
+    _check_ends(path, state.st_size)
     with _INDEXING:
         lock = _LOCKS.setdefault(str(path), threading.Lock())
     with lock:
         return _make_index(path, state.st_size, state.st_mtime_ns, max_bytes)
+
+
+def _check_ends(path: Path, size: int) -> None:
+    """Refuse what FFmpeg would take for a shorter video: a GIF without its trailer, an AVI shorter than it says.
+
+    Raises:
+        InputError: the file was cut short.
+    """
+    with path.open("rb") as file:
+        head = file.read(12)
+        file.seek(max(size - 16, 0))
+        tail = file.read().rstrip(b"\x00")
+    is_cut_gif = head.startswith((b"GIF87a", b"GIF89a")) and not tail.endswith(b";")
+    is_cut_avi = head[:4] == b"RIFF" and head[8:] == b"AVI " and int.from_bytes(head[4:8], "little") + 8 > size
+    if is_cut_gif or is_cut_avi:
+        raise InputError("the video is truncated: its end is missing. Fetch the file again.")
 
 
 _INDEXING = threading.Lock()
@@ -213,8 +232,6 @@ _LOCKS: dict[str, threading.Lock] = {}
 def _make_index(path: Path, size: int, changed_ns: int, max_bytes: int) -> VideoIndex:
     with _opened(path) as (container, stream):
         context = stream.codec_context
-        if context is None:
-            raise InputError("the codec of the video is not supported by this FFmpeg.")
         check_declared_pixels(context.height, context.width, 3, max_bytes=max_bytes)
         pts: list[int | None] = []
         keys: list[int] = []
