@@ -18,7 +18,9 @@ from vitreous.core.errors import ConfigError, SampleError, UserError
 from vitreous.recipes.floors import typed_columns, why_not_a_column
 from vitreous.study.model_folder import open_model_folder
 from vitreous.study.plan import make_plan
+from vitreous.study.rows import read_kept_rows
 from vitreous.study.run import Result, run_study
+from vitreous.study.run_directory import RunDirectory
 from vitreous.study.transfer import run_transfer
 
 ALL = ["majority", "shuffled", "untrained", "pixels", "columns"]
@@ -209,3 +211,9 @@ def test_values_that_training_never_saw_are_told(tmp_path: Path) -> None:
     volumes = 1 + table["participant_id"].astype(int) % 2
     tested, rest = (volumes[table["recommended_split"].isin(parts)].sum() for parts in (["test"], ["val", "test"]))
     assert finding.evidence.startswith(f"{tested} of {rest} rows")
+
+
+def test_rows_of_an_earlier_version_are_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"encoder": "first", "recipe": "linear", "notes": []}]))
+    with pytest.raises(UserError, match="was written by an earlier version of Vitreous"):
+        read_kept_rows(RunDirectory(tmp_path))

@@ -94,11 +94,14 @@ def read_kept_rows(directory: RunDirectory) -> list[KeptRow]:
     """``rows.json`` of a run.
 
     Raises:
-        UserError: the run never came so far.
+        UserError: the run never came so far, or was made by an earlier version.
     """
     path = directory.root / "rows.json"
     if not path.exists():
         raise UserError(f"{directory.root}: the run is not finished (no rows.json); run the same study again.")
+    kept = json.loads(path.read_text())
+    if any("features_of" not in row for row in kept):
+        raise UserError(f"{path}: was written by an earlier version of Vitreous; use that one, or run the study again.")
     return [
         KeptRow(
             row["encoder"],
@@ -113,7 +116,7 @@ def read_kept_rows(directory: RunDirectory) -> list[KeptRow]:
             row["features_of"],
             tuple(row["notes"]),
         )
-        for row in json.loads(path.read_text())
+        for row in kept
     ]
 
 
