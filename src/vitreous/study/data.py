@@ -12,10 +12,10 @@ import pandas as pd
 import psutil
 import torch
 
-from vitreous.config.clip_data import FramesData, MaskData
+from vitreous.config.clip_data import FramesData
 from vitreous.config.data import CsvData, FolderData, FractionsSplit, NpzData, ParticipantsData, ValFractionSplit
 from vitreous.config.study import StudyConfig
-from vitreous.core.errors import CircumstanceError, InputError, LocationError, SampleError, StorageError
+from vitreous.core.errors import CircumstanceError, InputError, LocationError, StorageError
 from vitreous.core.fingerprints import fingerprint
 from vitreous.core.input_spec import ClipSpec, Modality
 from vitreous.features.encode import Request, Staged
@@ -28,8 +28,6 @@ from vitreous.inputs.prepare import Decoded
 from vitreous.inputs.volume import DeclaredAxes, check_declared_size
 from vitreous.samples.cohort import Cohort
 from vitreous.samples.folders import load_image_folders
-from vitreous.samples.frame_labels import FrameLabels
-from vitreous.samples.frames import load_frames
 from vitreous.samples.image_table import load_image_table
 from vitreous.samples.npz import load_npz_cohort
 from vitreous.samples.participants import load_participants
@@ -40,7 +38,8 @@ from vitreous.storage.listing import load_key_manifest
 from vitreous.storage.location import Location, ObjectInfo, S3Options
 from vitreous.storage.objects import ObjectStore
 from vitreous.storage.staging import StagingCache
-from vitreous.study.clips import ClipMasks, FrameClips, VideoClips, fetch_from, match_masks, stretches_of
+from vitreous.study.clips import ClipMasks, FrameClips, VideoClips, stretches_of
+from vitreous.study.frame_data import one_store, open_frames
 
 _MB, _GB = 10**6, 10**9
 
@@ -257,7 +256,7 @@ def _open_images(
 ) -> OpenedData:
     places = data.files if isinstance(data.files, dict) else {"": data.files}
     stores = {str(part): ObjectStore(Location.parse(place), s3_options(config)) for part, place in places.items()}
-    store = _one_store(list(stores.values()))
+    store = one_store(list(stores.values()))
     listings = {
         part: load_key_manifest(folder, cache_dir=cache.dir, refresh=data.refresh_listing, write=keep_listing)
         for part, folder in stores.items()
@@ -285,94 +284,26 @@ def _open_images(
 
 
 def _open_frames(config: StudyConfig, data: FramesData, cache: StagingCache, *, keep_listing: bool) -> OpenedData:
-    s3 = s3_options(config)
-    store = ObjectStore(Location.parse(data.files), s3)
-    listing = load_key_manifest(store, cache_dir=cache.dir, refresh=data.refresh_listing, write=keep_listing)
-    split: str | FractionSplit | dict[str, Path] | None
-    if config.folds is not None or data.split is None:
-        split = None
-    elif isinstance(data.split, FractionsSplit):
-        split = FractionSplit(data.split.fractions, data.split.seed)
-    elif isinstance(data.split, str):
-        split = data.split
-    else:
-        split = {str(name): fetch_file(location, s3, cache) for name, location in data.split.items()}
-    found = load_frames(
-        fetch_file(data.table, s3, cache),
-        listing,
-        pattern=data.pattern,
-        video=data.video,
-        frame=data.frame,
-        label=data.label,
-        classes=data.classes,
-        split=split,
+    found = open_frames(
+        data,
+        s3_options(config),
+        cache,
         has_folds=config.folds is not None,
-        agreement=data.agreement,
-        label_map=data.label_map,
-        labels=FrameLabels(data.label_rule.rule, data.label_rule.frames or 1),
-        patient=data.patient,
-        where=data.where,
-        every=data.every,
-        stride=data.stride,
-        domains=data.domains,
-        columns=data.columns,
-        table_name=data.table,
-        one_label=data.aggregate != "none",
         accepts_spelling=_accepts_spelling(config),
+        keep_listing=keep_listing,
     )
-    samples = found.cohort.samples
-    centres = {
-        relative: (video, int(frame))
-        for relative, video, frame in zip(samples["relative"], samples["video"], samples["frame"], strict=True)
-    }
-    max_bytes = int(data.max_image_mb * _MB)
-    needed = {one for video in found.videos.values() for one in video.relatives if one is not None}
-    clips = FrameClips(
-        found.videos,
-        {info.relative: info for info in listing if info.relative in needed},
-        centres,
-        data.window,
-        None if data.fps is None else data.fps / found.every,
-        fetch_from(store, cache),
-        max_bytes,
-        int(data.max_clip_mb * _MB),
-    )
-    masks = None if data.masks is None else _open_masks(config, data.masks, samples["relative"], cache)
-    used = _used(found.cohort, {"": listing})
-    declared = DeclaredAxes()
     return OpenedData(
-        found.cohort, used, store, cache, declared, max_bytes, data.modality, clips, masks, found.agreement
+        found.cohort,
+        _used(found.cohort, {"": found.listing}),
+        found.store,
+        cache,
+        DeclaredAxes(),
+        int(data.max_image_mb * _MB),
+        data.modality,
+        found.clips,
+        found.masks,
+        found.agreement,
     )
-
-
-def _open_masks(config: StudyConfig, masks: MaskData, relatives: pd.Series, cache: StagingCache) -> ClipMasks:
-    """Masks below one or two folders.
-
-    Raises:
-        SampleError: not one frame of the cohort has a mask.
-    """
-    stores = [ObjectStore(Location.parse(place), s3_options(config)) for place in (masks.files, masks.second) if place]
-    matched = [match_masks(relatives, store.list()) for store in stores]
-    if not any(matched):
-        raise SampleError(
-            f"data.masks: no frame has a mask below {' or '.join(str(store.root) for store in stores)}; a mask lies at "
-            f"its frame's path with the ending .png, such as {relatives.iloc[0].rpartition('.')[0]}.png."
-        )
-    fetch = fetch_from(_one_store(stores), cache)
-    return ClipMasks(matched[0], matched[1] if len(matched) > 1 else {}, masks.classes, masks.ignore, fetch)
-
-
-def _one_store(stores: Sequence[ObjectStore]) -> ObjectStore:
-    """The store that fetches from all folders: a bucket answers for every folder in it, and local files need none.
-
-    Raises:
-        LocationError: the folders lie in several buckets.
-    """
-    remote = {(store.root.scheme, store.root.bucket): store for store in stores if not store.root.is_local}
-    if len(remote) > 1:
-        named = ", ".join(str(store.root) for store in remote.values())
-        raise LocationError(f"data.files: the folders of one study lie in one bucket; got {named}. Copy them into one.")
-    return next(iter(remote.values()), stores[0])
 
 
 def _used(cohort: Cohort, listings: Mapping[str, Sequence[ObjectInfo]]) -> dict[str, ObjectInfo]:
