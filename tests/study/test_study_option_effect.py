@@ -44,7 +44,9 @@ def candidates(key: str, value: Any) -> list[Any]:
     """Other values of the same kind."""
     *above, last = key.split(".")
     if value is None or value in ({}, []):
-        return [GRID[last]] if "grid" in above else [INSTEAD_OF_NOTHING[last]]
+        if "grid" in above:
+            return [GRID[last]]
+        return [INSTEAD_OF_NOTHING[last]] if last in INSTEAD_OF_NOTHING else [2, 0.5, "x", ["x"], *literals(last)]
     match value:
         case bool():
             return [not value]
