@@ -158,7 +158,7 @@ def full_report_data(report_data: ReportData) -> ReportData:
     data = replace(
         report_data, evidence=evidence, figures=draw_evidence(evidence, report_data.leaderboard), facts=facts,
         tables={table.name: table for table in evidence_tables(evidence, report_data.leaderboard)}, methods=methods,
-        matrices=(matrix,), provenance=provenance,
+        matrices=(("by site", matrix),), provenance=provenance,
         sources=tuple(
             RowSource(row.name, tuple((f"seed {k}", f"{row.encoder}/{row.recipe}/seed{k}", "0f0f") for k in row.test),
                       f"receipts/{row.encoder}.json")

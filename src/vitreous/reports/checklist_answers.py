@@ -31,7 +31,7 @@ def _about_data(data: ReportData) -> dict[str, Answer | None]:
         "subset": Answer(f"{counted}; the rules stand with their counts.", "data") if excluded else None,
         "outcome": Answer(f"Label: {facts.label}; {board.scores.noun} names: {listed(board.classes)}. How labels were "
                           "made: add.", "data"),
-        "partition": Answer(f"{facts.split}" + (f"; {splits}." if splits else "."), "data"),
+        "partition": Answer(f"{facts.split[0].upper()}{facts.split[1:]}" + (f"; {splits}." if splits else "."), "data"),
         "partition_level": Answer("Disjoint by patient" + (
             ": identity, exact and near duplicates across splits were looked for before training."
             if facts.gate else "; splits were checked by patient id."), "data"),
@@ -41,8 +41,8 @@ def _about_data(data: ReportData) -> dict[str, Answer | None]:
         "differences": Answer("The gap to the other cohorts, and the shift in their classes, stand in the report.",
                               "generalisation") if facts.transfers or facts.domain_rounds else None,
         "preprocessing": _preprocessing(data),
-        "missing": Answer(f"{flow.quarantined:,} {items} could not be read and were left out with their reasons, never "
-                          "replaced.", "data"),
+        "missing": Answer(f"Unreadable files ({flow.quarantined:,}) were left out with their reasons, never replaced.",
+                          "data"),
         "flow": Answer(f"{counted}; counts by class, split and domain.", "data"),
     }  # fmt: skip
 

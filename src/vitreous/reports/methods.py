@@ -85,7 +85,9 @@ def methods_paragraphs(
     )
     if facts.gate:
         data += " Before anything was trained, a gate looked for leaks between splits"
-        data += f"; accepted by name: {listed(facts.accepted_leaks)}." if facts.accepted_leaks else " and found none."
+        data += (
+            f"; accepted by name: {listed(facts.accepted_leaks)}." if facts.accepted_leaks else "; nothing was refused."
+        )
     return tuple(
         paragraph
         for paragraph in (

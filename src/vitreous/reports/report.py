@@ -148,7 +148,7 @@ class ReportData:
         rebuild: the command that makes this report again.
         evidence, figures: of the best rows, the figures as row → kind → SVG text.
         tables: by name, those of the evidence and those that other parts of the run wrote.
-        matrices: SVG texts of train × test domains and of other cohorts.
+        matrices: title and SVG text of train × test domains and of other cohorts.
         facts: how the run was made; None where that is not known.
         methods: paragraphs of :func:`vitreous.reports.methods.methods_paragraphs`.
         sources: where each row's numbers lie.
@@ -170,7 +170,7 @@ class ReportData:
     evidence: tuple[RowEvidence, ...] = ()
     figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tables: Mapping[str, ResultTable] = field(default_factory=dict)
-    matrices: tuple[str, ...] = ()
+    matrices: tuple[tuple[str, str], ...] = ()
     facts: RunFacts | None = None
     methods: tuple[str, ...] = ()
     checklists: tuple[ChecklistItem, ...] = ()
@@ -222,7 +222,7 @@ def _rendered(data: ReportData, max_rows: int, room: int) -> str:
         footnotes=footnotes,
         forest=Markup(figures.forest_plot_svg(leaderboard)),
         figures=pictures.of_kinds(data.figures),
-        matrices=pictures.each(data.matrices),
+        matrices=pictures.named(data.matrices),
         curves=_pictured_curves(data.curves[:max_rows], pictures),
         pictures=pictures,
         chosen=[row for row in leaderboard.rows[:max_rows] if row.choice.how is not None],
@@ -253,12 +253,16 @@ class _Pictures:
         """Those that fit, as markup."""
         return [Markup(svg) for svg in svgs if self._fits(svg)]
 
+    def named(self, svgs: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:
+        """Name and figure of those that fit."""
+        return [(name, picture) for name, svg in svgs for picture in self.each([svg])]
+
     def of_kinds(self, by_row: Mapping[str, Mapping[str, str]]) -> dict[str, list[tuple[str, Markup]]]:
         """Kind of figure → row and figure; a kind without any is empty."""
         found: dict[str, list[tuple[str, Markup]]] = {kind: [] for kind in KINDS}
         for row, by_kind in by_row.items():
             for kind, svg in by_kind.items():
-                found[kind] += [(row, picture) for picture in self.each([svg])]
+                found[kind] += self.named([(row, svg)])
         return found
 
     def _fits(self, svg: str) -> bool:

@@ -282,7 +282,8 @@ def _subgroups(
 ) -> tuple[ColumnGroups, ...]:
     patients, first = np.unique(scored.patient_id_N, return_index=True)
     weights_of = {patient: weights_RN[:, n] for patient, n in zip(patients.tolist(), first.tolist(), strict=True)}
-    names = list(dict.fromkeys([leaderboard.metric, "auroc", leaderboard.scores.beside[-1]]))
+    share_right = "accuracy" if "accuracy" in leaderboard.scores.metrics else "exact_match"
+    names = list(dict.fromkeys([leaderboard.metric, "auroc", share_right]))
     return tuple(
         column_groups(
             raw_test, column, value_of, weights_of, names, aggregate=leaderboard.aggregate, level=leaderboard.level

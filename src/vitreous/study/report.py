@@ -41,7 +41,7 @@ from vitreous.study.heads import read_history, read_model
 from vitreous.study.leak_gate import read_leaks
 from vitreous.study.ledger import Ledger
 from vitreous.study.looking_inside import look_inside, write_looked_inside
-from vitreous.study.report_facts import kept_matrix_svgs, row_sources, run_facts
+from vitreous.study.report_facts import kept_matrices, row_sources, run_facts
 from vitreous.study.rows import KeptRow, read_kept_rows, read_rows, read_tests_by_round
 from vitreous.study.run_directory import RunDirectory, kept_study
 
@@ -190,7 +190,7 @@ def _with_evidence(
         evidence=evidence,
         figures=drawn,
         tables={**{table.name: table for table in tables}, **kept_tables},
-        matrices=kept_matrix_svgs(directory),
+        matrices=kept_matrices(directory),
         facts=facts,
         methods=methods,
         sources=row_sources(directory, read_kept_rows(directory)),

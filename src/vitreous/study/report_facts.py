@@ -1,5 +1,7 @@
 """What the report says of how a run was made: its study in plain values, and where each row's numbers lie."""
 
+import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,7 +115,13 @@ def _split_patients(directory: RunDirectory) -> dict[str, int]:
     return {split: int(counted[split]) for split in _ORDER if split in counted.index}
 
 
-def kept_matrix_svgs(directory: RunDirectory) -> tuple[str, ...]:
-    """Heat maps that the run directory keeps, of domains and of other cohorts."""
+def kept_matrices(directory: RunDirectory) -> tuple[tuple[str, str], ...]:
+    """Heat maps that the run directory keeps, of domains and of other cohorts: title and SVG text."""
     found = [*sorted((directory.root / "domains").glob("matrix*.svg")), directory.root / "transfer" / "heat_map.svg"]
-    return tuple(path.read_text() for path in found if path.exists())
+    svgs = [path.read_text() for path in found if path.exists()]
+    return tuple((_svg_title(svg), svg) for svg in svgs)
+
+
+def _svg_title(svg: str) -> str:
+    found = re.search(r"<title[^>]*>(.*?)</title>", svg, re.DOTALL)
+    return html.unescape(found[1]) if found else ""
