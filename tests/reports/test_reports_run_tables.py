@@ -7,6 +7,7 @@ from vitreous.reports.comparisons import write_comparisons
 from vitreous.reports.few_shot import FewShotScore, write_few_shot
 from vitreous.reports.folds import FoldScore, write_folds
 from vitreous.reports.run_tables import run_tables
+from vitreous.reports.training_figures import few_shot_plot
 
 ONE = Undefined("one draw has no spread")
 
@@ -34,6 +35,9 @@ def test_comparisons_rounds_and_few_shot_are_read_as_written(tmp_path, leaderboa
         ("e", "r", "mean", "", "", "", 6, 0.5, Undefined("one class")),
     )
     assert found["few_shot"].rows == (("e", "r", "5", 15.0, 0.6, 0.7, 0.65, 0.75, ONE),), "means over draws alone"
+    svg = few_shot_plot(found["few_shot"], "AUROC")
+    assert "e / r: 15 patients 0.700" in svg
+    assert "AUROC by training patients" in svg
     assert len(found["comparisons"].rows) == len(leaderboard.paired)
     first = leaderboard.paired[0]
     assert found["comparisons"].rows[0][:4] == (first.row, first.other, first.test, first.metric)

@@ -32,7 +32,7 @@ from vitreous.reports.power import power_sentences
 from vitreous.reports.quarantine import QuarantinedRow
 from vitreous.reports.result_tables import ResultTable, shown
 from vitreous.reports.row_evidence import RowEvidence
-from vitreous.reports.training_figures import training_plots
+from vitreous.reports.training_figures import few_shot_plot, training_plots
 
 SCHEMA_VERSION = 2
 MAX_BYTES = 5_000_000  # of the whole file
@@ -224,6 +224,9 @@ def _rendered(data: ReportData, max_rows: int, room: int) -> str:
         figures=pictures.of_kinds(data.figures),
         matrices=pictures.named(data.matrices),
         curves=_pictured_curves(data.curves[:max_rows], pictures),
+        few_shot=pictures.each(
+            [few_shot_plot(data.tables["few_shot"], leaderboard.metric_title)] if "few_shot" in data.tables else []
+        ),
         pictures=pictures,
         chosen=[row for row in leaderboard.rows[:max_rows] if row.choice.how is not None],
         shown_sections=_shown_sections(data),

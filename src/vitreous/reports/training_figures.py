@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from vitreous.reports.line_plots import Curve, Plot, plot_svg
+from vitreous.core.undefined import Undefined
+from vitreous.reports.line_plots import COLOURS, Curve, Number, Plot, plot_svg
+from vitreous.reports.result_tables import ResultCell, ResultTable
 
 _ROOM = 0.05  # of the extent, above and below
 
@@ -41,6 +43,39 @@ def training_plots(
             (1.0, float(max(last, 2))), (low - room, high + room),
         )))  # fmt: skip
     return drawn[0], drawn[1]
+
+
+def few_shot_plot(table: ResultTable, metric_title: str) -> str:
+    """The metric on test over the patients trained on, a line a row of the leaderboard, the first six of them.
+
+    Args:
+        table: of :func:`vitreous.reports.run_tables.run_tables`.
+    """
+    place = {column.name: n for n, column in enumerate(table.columns)}
+    by_row: dict[str, list[tuple[ResultCell, ...]]] = {}
+    for line in table.rows:
+        by_row.setdefault(f"{line[0]} / {line[1]}", []).append(line)
+    curves, told = [], []
+    for name, lines in list(by_row.items())[: len(COLOURS)]:
+        lines = sorted(lines, key=lambda line: _number(line[place["n_train_patients"]]) or 0.0)
+        x = [_number(line[place["n_train_patients"]]) or 0.0 for line in lines]
+        y, low, high = ([_number(line[place[column]]) for line in lines] for column in ("test", "low", "high"))
+        alone = len(by_row) == 1  # bands of several rows would hide each other
+        curves.append(Curve(name, x, y, low if alone else (), high if alone else ()))
+        told.append(
+            f"{name}: " + ", ".join(f"{n:g} patients {v:.3f}" for n, v in zip(x, y, strict=True) if v is not None)
+        )
+    xs = [x for curve in curves for x in curve.x]
+    return plot_svg(
+        Plot(
+            f"{metric_title[0].upper()}{metric_title[1:]} by training patients", "; ".join(told), "patients trained on",
+            metric_title, tuple(curves), (0.0, max(1.0, *xs)),
+        )
+    )  # fmt: skip
+
+
+def _number(cell: ResultCell) -> Number:
+    return None if cell is None or isinstance(cell, Undefined) else float(cell)  # type: ignore[arg-type]
 
 
 def _curves(
