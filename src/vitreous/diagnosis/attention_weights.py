@@ -70,17 +70,19 @@ def head_entropy(attention: Attention, sample: int = 0) -> HeadEntropy:
     """
     if attention.num_tokens < 2:
         raise ValueError("the entropy of attention to a single token has no largest value")
-    entropies, largest = [], []
-    for _, weights_HMN in weights_in_blocks(attention, sample):
-        largest.append(weights_HMN.amax(-1).double())
-        entropies.append(torch.special.entr(weights_HMN).sum(-1).double())
-    share_HQ = torch.cat(entropies, 1).cpu().numpy() / math.log(attention.num_tokens)
+    heads, queries = attention.q_BHNE.shape[1:3]
+    # filled, not joined: small results kept between large blocks would leave holes that no block fits into
+    share_HQ, largest_HQ = np.empty((heads, queries)), np.empty((heads, queries))
+    for block, weights_HMN in weights_in_blocks(attention, sample):
+        largest_HQ[:, block] = weights_HMN.amax(-1).double().cpu().numpy()
+        share_HQ[:, block] = torch.special.entr(weights_HMN).sum(-1).double().cpu().numpy()
+    share_HQ /= math.log(attention.num_tokens)
     return HeadEntropy(
         share_HQ.mean(1),
         share_HQ.min(1),
         share_HQ.max(1),
         share_HQ.std(1),
-        torch.cat(largest, 1).mean(1).cpu().numpy(),
+        largest_HQ.mean(1),
     )
 
 
