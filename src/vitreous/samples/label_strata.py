@@ -26,7 +26,7 @@ def stratify_labels(has_PC: BoolArray, fractions: Sequence[float], rng: np.rando
     Source: Sechidis, Tsoumakas and Vlahavas (2011), algorithm 1.
 
     >>> stratify_labels(np.array([[True], [True], [False], [False]]), [0.5, 0.5], np.random.default_rng(0)).tolist()
-    [1, 0, 1, 0]
+    [1, 0, 0, 1]
     """
     shares_S = np.asarray(fractions, dtype=np.float64)
     part_P = np.full(len(has_PC), -1, dtype=np.int64)
