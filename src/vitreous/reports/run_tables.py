@@ -75,7 +75,7 @@ def run_tables(run_dir: Path, metric: str, metric_title: str) -> dict[str, Resul
         read_table(
             run_dir, "transfer/transfer.csv", "transfer",
             "Other cohorts: the metric on the source's test patients, on the other cohort, and what is lost.",
-            (Column("cohort", "cohort"), *row, Column("n_target_patients", "patients", "count"),
+            (*row, Column("cohort", "cohort"), Column("n_target_patients", "patients", "count"),
              Column("source", "source", "interval"), Column("target", "other cohort", "interval"),
              Column("gap", "gap", "interval")),
         ),
