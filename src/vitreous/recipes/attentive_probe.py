@@ -187,6 +187,9 @@ class AttentiveProgram(GridProgram):
 
     def _train_logits(self, epoch: int, step: int, rows_SB: Tensor) -> Tensor:
         tokens_BTD = self._placed(next(self._ahead))
+        if step == len(self._bounds) - 1:
+            # run to its end here: a reader left to the garbage collector may stop its thread while another starts
+            next(self._ahead, None)
         return self._attentive.logits(tokens_BTD, keep_KBQE=self._keep(epoch, step, len(tokens_BTD)))
 
     def _keep(self, epoch: int, step: int, rows: int) -> Tensor | None:
