@@ -16,7 +16,9 @@ def test_full_size_is_4_7_tflop() -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        spec.loader.exec_module(module)
     assert module.forward_flop(9216, 12) / 1e12 == pytest.approx(4.7, abs=0.05)
 
 
