@@ -3,10 +3,11 @@
     python benchmarks/real_clips.py --data ../shared/data/pocus --out build/real_clips
 
 A small V-JEPA 2 is made on the spot from random weights: it is **not pretrained**, and with 14 patients this is no
-benchmark. It shows that files of four containers, 21 to 495 frames, go through every step and that all are accounted
+benchmark. It shows that files of three containers, 104 to 495 frames, go through every step and that all are accounted
 for: encoded, quarantined or excluded. Regular lungs against all others; patients, not clips, are split.
 
-Hardware: any CPU. Minutes: two on two busy cores; `--quick` takes a smaller encoder and explains one clip.
+Hardware: any CPU. Minutes: more than five on busy cores, most of them checks of maps; `--quick`, a smaller
+encoder and the map of one clip, one and a half.
 Writes:   the study's run, `real_clips.json`, and the maps as figures on the frames under `maps/`.
 """
 

@@ -28,7 +28,7 @@ def test_the_study_is_compared_with_encoding_in_every_epoch(tmp_path: Path, monk
     monkeypatch.setattr(sys, "argv", ["video_study", "--quick"])
     arguments = benchmark.parse_arguments()
     found = benchmark.measure(tmp_path, arguments)
-    assert found["clips"] == 96  # every second of eight frames of 24 videos
+    assert found["clips"] == 160  # every second of eight frames of 40 videos
     assert found["plain_s"] == pytest.approx(found["plain_epoch_s"] * 2 * 4)
     board = pd.read_csv(tmp_path / "runs" / "known_tokens" / "leaderboard.csv")
     assert set(board["recipe"]) == {*benchmark.ROWS, "majority"}
