@@ -30,6 +30,7 @@ class CohortKind(StrEnum):
 
     fundus = "fundus"
     oct = "oct"
+    surgical = "surgical"
 
 
 class PublishedCohort(StrEnum):
@@ -403,8 +404,10 @@ def verify(
 @data.command()
 def sample(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
-    cohort: Annotated[CohortKind, typer.Option(help="Photographs of two cameras, or OCT volumes.")] = CohortKind.fundus,
-    patients: Annotated[int, typer.Option(min=40, max=9000, help="Patients (of each camera).")] = 80,
+    cohort: Annotated[
+        CohortKind, typer.Option(help="Photographs of two cameras, OCT volumes, or frames of videos.")
+    ] = CohortKind.fundus,
+    patients: Annotated[int, typer.Option(min=40, max=9000, help="Patients (of each camera), or videos.")] = 80,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another cohort.")] = 0,
 ) -> None:
     """A small synthetic cohort with study files that run on it as they are. The same command continues."""

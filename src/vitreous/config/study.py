@@ -265,6 +265,7 @@ class StudyConfig(Frozen):
     encoders: Annotated[dict[Name, EncoderConfig], Field(min_length=1)]
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+    baseline: str | None = None
     floors: tuple[Floor, ...] = ("majority", "shuffled", "untrained", "pixels", "columns")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     folds: Folds | None = None
@@ -290,8 +291,9 @@ class StudyConfig(Frozen):
         values: dict[str, Any] = dump(self)
         if self.search is None:
             values.pop("search", None)
-        if not self.ensembles:
-            values.pop("ensembles", None)
+        for name in ("ensembles", "baseline"):
+            if not getattr(self, name):
+                values.pop(name, None)
         if self.folds is not None:
             values["data"].pop("split", None)
         return values
@@ -326,6 +328,8 @@ class StudyConfig(Frozen):
             for name in self.encoders
             if name in _FOLDERS
         ]
+        if self.baseline is not None and self.baseline not in (known := self._row_names()):
+            problems.append(f"baseline: {self.baseline!r} is no row encoder/recipe of this study; {', '.join(known)}")
         problems += ensemble_problems(self.ensembles, dict(self.encoders), dict(self.recipes))
         problems += [
             f"recipes.{name}: fold and seed names are taken"
@@ -401,6 +405,11 @@ class StudyConfig(Frozen):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _row_names(self) -> list[str]:
+        """Rows of encoders and ensembles; floors come and go by what the data allow."""
+        rows = [f"{encoder}/{recipe}" for encoder in self.encoders for recipe in self.recipes]
+        return rows + [f"ensemble/{name}" for name in self.ensembles]
 
     def resolved_search(self) -> Search:
         """What `vitreous search` searches; a study without `search` takes the defaults.

@@ -31,6 +31,7 @@ GENERATOR_VERSION = 1
 
 FRAME_STEP = 25  # frames are numbered as in a film of 25 a second, of which one a second is kept
 TABLE = "metadata.csv"
+FRAMES_PER_VIDEO = 16
 FRAMES, MASKS = "frames", "masks"
 _SPLIT_SHARES = (0.6, 0.15, 0.25)
 _MASKED_SHARE = 0.5  # of the videos
@@ -64,7 +65,7 @@ def write_surgical_cohort(
     *,
     num_videos: int,
     seed: int,
-    frames_per_video: int = 16,
+    frames_per_video: int = FRAMES_PER_VIDEO,
     size_px: int = 96,
     blindness: PlantedBlindness | None = None,
     progress: Advance = no_progress,

@@ -143,6 +143,7 @@ class Leaderboard:
         aggregate: what metrics count: patients, or with ``none`` samples, of which intervals and tests then draw those
             of one patient together.
         modality: what a sample is.
+        baseline: name of the row that the study compares every other row with; None without one.
     """
 
     rows: tuple[LeaderboardRow, ...]
@@ -161,6 +162,18 @@ class Leaderboard:
     method: Method
     aggregate: Aggregate
     modality: Modality
+    baseline: str | None = None
+
+    @property
+    def to_baseline(self) -> dict[str, Difference]:
+        """Each other row minus the baseline, by name in the order of the rows; empty without a baseline."""
+        if self.baseline is None:
+            return {}
+        return {
+            row.name: self.comparison.difference(row.name, self.baseline)
+            for row in self.rows
+            if row.name != self.baseline
+        }
 
     @property
     def banners(self) -> tuple[str, ...]:
@@ -206,6 +219,7 @@ def build_leaderboard(
     method: Method = "percentile",
     aggregate: Aggregate = "mean_probability",
     modality: Modality = "volume",
+    baseline: str | None = None,
 ) -> Leaderboard:
     """Score, resample and compare all rows on the same patients.
 
@@ -215,12 +229,14 @@ def build_leaderboard(
         num_resamples: of the intervals. The paired tests draw more where Holm's correction over all pairs
             needs them; the first `num_resamples` are the same ones.
         method: of the intervals of values.
-        aggregate, modality: see :class:`Leaderboard`. Patients are resampled in either case.
+        aggregate, modality, baseline: see :class:`Leaderboard`. Patients are resampled in either case.
     Raises:
-        ValueError: no rows, two rows of one name, rows or seeds that are not about the same patients, seeds that
-            differ between val and test.
+        ValueError: no rows, two rows of one name, a baseline that is none of them, rows or seeds that are not about the
+            same patients, seeds that differ between val and test.
     """
     _check_rows(rows, metric)
+    if baseline is not None and baseline not in {row.name for row in rows}:
+        raise ValueError(f"the baseline {baseline!r} is no row; rows are {[row.name for row in rows]}")
     val = {row.name: [row.val[k].scored(aggregate) for k in sorted(row.val)] for row in rows}
     test = {row.name: [row.test[k].scored(aggregate) for k in sorted(row.test)] for row in rows}
     check_same_rows({f"{row.name!r} seed {k}": one for row in rows for k, one in zip(sorted(row.test), test[row.name])})
@@ -256,7 +272,7 @@ def build_leaderboard(
         tuple(built), metric, first.classes, first.task, comparison.best, level, alpha, num_resamples,
         drawn, tuple(findings), comparison, paired_tests(candidates, comparison, level),
         leaderboard_reach(comparison, resampled, floors, num_patients=num_patients, alpha=alpha), method, aggregate,
-        modality,
+        modality, baseline,
     )  # fmt: skip
 
 

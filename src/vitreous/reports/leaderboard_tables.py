@@ -85,6 +85,13 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
             "" if is_best else footnotes.p_value(difference.p_holm), "; ".join(row.notes),
         ])  # fmt: skip
     lines += _markdown_table(head, body)
+    if leaderboard.baseline is not None:
+        body = [
+            [name, footnotes.interval(found), footnotes.p_value(found.p_holm)]
+            for name, found in leaderboard.to_baseline.items()
+        ]
+        lines += ["", f"## Against the baseline {leaderboard.baseline}", ""]
+        lines += _markdown_table(["row", f"difference in {title}", "p (Holm)"], body)
     lines += ["", f"## Per {scores.noun}", ""]
     kinds = list(scores.class_metrics)
     body = [
@@ -177,7 +184,8 @@ def _row_cells(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]
         cells |= {key: cell for key, cell in _bounds(name, row.test).items() if key not in cells}
     cells |= {
         "diff_to_best": row.to_best.value, "diff_to_best_low": row.to_best.low, "diff_to_best_high": row.to_best.high,
-        "p": row.to_best.p, "p_holm": row.to_best.p_holm, "is_floor": int(row.is_floor),
+        "p": row.to_best.p, "p_holm": row.to_best.p_holm, **_to_baseline(leaderboard, row),
+        "is_floor": int(row.is_floor),
         "trainable_parameters": row.trainable_parameters, "total_parameters": row.total_parameters,
         **({"n_test_samples": row.num_test_scored} if leaderboard.aggregate == "none" else {}),
         "interval_method": leaderboard.method,
@@ -194,6 +202,17 @@ def _row_cells(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]
     cells["undefined"] = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     cells["schema_version"] = SCHEMA_VERSION
     return cells
+
+
+def _to_baseline(leaderboard: Leaderboard, row: LeaderboardRow) -> dict[str, Cell]:
+    """Of studies that name a baseline alone."""
+    if leaderboard.baseline is None:
+        return {}
+    found = leaderboard.comparison.difference(row.name, leaderboard.baseline)
+    return {
+        "diff_to_baseline": found.value, "diff_to_baseline_low": found.low, "diff_to_baseline_high": found.high,
+        "p_holm_to_baseline": found.p_holm,
+    }  # fmt: skip
 
 
 def _bounds(name: str, test: Mapping[str, Interval]) -> dict[str, Cell]:

@@ -4,13 +4,14 @@
 |---|---|
 | fundus | cameras/a/, cameras/b/, cameras/both.csv, camera_a.yaml, camera_b.yaml, transfer.yaml |
 | oct | cohort/, checkpoints/, oct.yaml |
+| surgical | videos/, vjepa2_small.safetensors, cvs_experiments.yaml, cvs_clean_labels.yaml |
 """
 
 import csv
 import io
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import yaml
 from rich.console import Console
@@ -22,9 +23,12 @@ from vitreous.demo.cohort import write_cohort
 from vitreous.demo.flaws import plan_cohort
 from vitreous.demo.fundus_cohort import IMAGES, TABLE, FundusFlaws, plan_fundus_cohort, write_fundus_cohort
 from vitreous.demo.recipe import CohortRecipe
+from vitreous.demo.surgical_cohort import FRAMES, FRAMES_PER_VIDEO, MASKS, write_surgical_cohort
 from vitreous.samples.public_cohorts import GRADES
 from vitreous.study.demo import CHECKPOINTS
 
+CohortName = Literal["fundus", "oct", "surgical"]
+_FOLDER_OF: dict[CohortName, str] = {"fundus": "cameras", "oct": "cohort", "surgical": "videos"}
 FEWEST_PATIENTS = 40  # fewer leave a split without one of the grades
 _SIZE_PX = 256
 _CAMERAS: tuple[Literal["a", "b"], ...] = ("a", "b")
@@ -41,12 +45,12 @@ _PATIENTS_NOTE = (
 )
 
 
-def write_sample(out: Path, cohort: Literal["fundus", "oct"], *, patients: int, seed: int) -> list[Path]:
+def write_sample(out: Path, cohort: CohortName, *, patients: int, seed: int) -> list[Path]:
     """Write cohort and study files, or what of them is still missing.
 
     Args:
         out: a new or empty folder, or one in which the same call has begun.
-        patients: of each camera, or of the OCT cohort.
+        patients: of each camera, of the OCT cohort, or videos.
     Returns:
         The study files.
     Raises:
@@ -59,13 +63,20 @@ def write_sample(out: Path, cohort: Literal["fundus", "oct"], *, patients: int, 
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder.")
-    other = {"fundus": "cohort", "oct": "cameras"}[cohort]
-    if (out / other).exists():
-        raise UserError(f"{out}: holds a sample of the other kind ({other}/); name another folder.")
-    return _write_fundus(out, patients, seed) if cohort == "fundus" else _write_oct(out, patients, seed)
+    for name, folder in _FOLDER_OF.items():
+        if name != cohort and (out / folder).exists():
+            raise UserError(f"{out}: holds a sample of the other kind ({folder}/); name another folder.")
+    match cohort:
+        case "fundus":
+            return _write_fundus(out, patients, seed)
+        case "oct":
+            return _write_oct(out, patients, seed)
+        case "surgical":
+            return _write_surgical(out, patients, seed)
+    assert_never(cohort)
 
 
-def print_sample(out: Path, cohort: Literal["fundus", "oct"], *, patients: int, seed: int) -> None:
+def print_sample(out: Path, cohort: CohortName, *, patients: int, seed: int) -> None:
     """Write a sample and say what to run."""
     studies = write_sample(out, cohort, patients=patients, seed=seed)
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -158,6 +169,30 @@ def _write_oct(out: Path, patients: int, seed: int) -> list[Path]:
     packaged["data"] |= {"table": str(files.participants), "files": str(files.root), "manifest": str(files.manifest)}
     head = "# Synthetic OCT volumes in DICOM, four study groups; see docs/synthetic_cohort.md.\n"
     return [_write_yaml(out / "oct.yaml", head, packaged | {"name": "oct"} | _places(out))]
+
+
+def _write_surgical(out: Path, videos: int, seed: int) -> list[Path]:
+    with progress_bar("Frames", videos * FRAMES_PER_VIDEO) as advance:
+        table = write_surgical_cohort(out / "videos", num_videos=videos, seed=seed, progress=advance)
+    weights = out / "vjepa2_small.safetensors"
+    content = (resources.files("vitreous.demo") / "checkpoints" / "surgical_vjepa2.safetensors").read_bytes()
+    if not weights.exists() or weights.read_bytes() != content:
+        write_bytes(weights, content)
+    head = "# Synthetic surgical video, three criteria; see docs/synthetic_surgical.md.\n"
+    studies = []
+    for name in ("cvs_experiments", "cvs_clean_labels"):
+        values = yaml.safe_load((resources.files("vitreous.studies") / f"{name}.yaml").read_text(encoding="utf-8"))
+        folder = table.parent
+        values["data"] |= {
+            "table": str(table),
+            "files": str(folder / FRAMES),
+            "split": {split: str(folder / f"{split}_vids.txt") for split in ("train", "val", "test")},
+        }
+        if "masks" in values["data"]:
+            values["data"]["masks"]["files"] = str(folder / MASKS)
+        values["encoders"]["vjepa2"]["checkpoint"] = str(weights)
+        studies.append(_write_yaml(out / f"{name}.yaml", head, values | _places(out)))
+    return studies
 
 
 def _places(out: Path) -> dict[str, Any]:

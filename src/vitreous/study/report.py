@@ -63,9 +63,12 @@ def _leaderboard_of_rows(directory: RunDirectory, config: StudyConfig, rows: Seq
 def leaderboard_from(rows: Sequence[RowPredictions], config: StudyConfig) -> Leaderboard:
     """One leaderboard of these rows, by the metric and intervals of a study.
 
+    The study's baseline is compared with where it is among the rows: those of several runs have other names.
+
     Raises:
         ValueError: the rows are not about the same patients.
     """
+    baseline = None if config.baseline is None else config.baseline.replace("/", " / ")
     return build_leaderboard(
         rows,
         metric=config.metric,
@@ -75,6 +78,7 @@ def leaderboard_from(rows: Sequence[RowPredictions], config: StudyConfig) -> Lea
         method=config.intervals.method,
         aggregate=config.data.aggregate,
         modality=config.data.modality,
+        baseline=baseline if baseline in {row.name for row in rows} else None,
     )
 
 

@@ -96,6 +96,7 @@ def open_problem(config: StudyConfig, search: Search, folder: Path) -> SearchPro
             "encoders": {search.encoder: config.encoders[search.encoder]},
             "recipes": {search.recipe_name: search.recipe},
             "ensembles": {},
+            "baseline": None,
             "floors": (),
         }
     )
