@@ -214,3 +214,18 @@ def test_rows_that_cannot_stand_together_are_refused(change, message, row):
 def test_an_unknown_metric_is_refused(row):
     with pytest.raises(ValueError, match=r"no such metric: 'accurracy'; known are \['balanced_accuracy'"):
         build_leaderboard([row("a", "b", 1.0)], metric="accurracy")
+
+
+def test_a_baseline_is_compared_with_every_other_row(rows):
+    made = build_leaderboard(rows(), baseline="multi / linear")
+    frame = leaderboard_frame(made).set_index(["encoder", "recipe"])
+    for row in made.rows:
+        found = made.comparison.difference(row.name, "multi / linear")
+        if not isinstance(found.value, Undefined):
+            assert frame.loc[(row.encoder, row.recipe), "diff_to_baseline"] == found.value
+    assert frame.loc[("multi", "linear"), "diff_to_baseline"] == 0
+    assert set(made.to_baseline) == {row.name for row in made.rows} - {"multi / linear"}
+    assert "## Against the baseline multi / linear" in leaderboard_markdown(made)
+    assert "diff_to_baseline" not in leaderboard_frame(build_leaderboard(rows()))
+    with pytest.raises(ValueError, match="baseline 'absent / linear' is no row"):
+        build_leaderboard(rows(), baseline="absent / linear")

@@ -55,6 +55,21 @@ def test_the_fewest_patients_fill_every_split(camera: Literal["a", "b"]) -> None
         assert len({(row.split, row.grade) for row in rows}) == 15
 
 
+def test_surgical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_sample, "FRAMES_PER_VIDEO", 10)
+    studies = write_sample(tmp_path / "sample", "surgical", patients=40, seed=0)
+    assert [study.name for study in studies] == ["cvs_experiments.yaml", "cvs_clean_labels.yaml"]
+    configs = {study.stem: load_study(str(study)) for study in studies}
+    opened = {name: open_data(config, keep_listing=False) for name, config in configs.items()}
+    assert {data.modality for data in opened.values()} == {"clip"}
+    assert opened["cvs_experiments"].masks is not None
+    assert set(opened["cvs_clean_labels"].cohort.excluded["rule"]) >= {"labels differ"}
+    assert all(Path(str(config.encoders["vjepa2"].checkpoint)).is_file() for config in configs.values())
+    assert write_sample(tmp_path / "sample", "surgical", patients=40, seed=0) == studies
+    with pytest.raises(UserError, match=r"holds a sample of the other kind \(videos/\)"):
+        write_sample(tmp_path / "sample", "fundus", patients=40, seed=0)
+
+
 @pytest.mark.slow
 def test_oct(tmp_path: Path) -> None:
     (study,) = write_sample(tmp_path / "sample", "oct", patients=40, seed=3)

@@ -17,6 +17,7 @@ from vitreous.core.torchvision_schema import declare_torchvision_schemas
 from vitreous.demo.cohort import write_cohort
 from vitreous.demo.fundus_cohort import IMAGES, write_fundus_cohort
 from vitreous.demo.recipe import CohortRecipe
+from vitreous.demo.surgical_cohort import write_surgical_cohort
 from vitreous.encoders.catalog import build_random_encoder
 from vitreous.study.plan import make_plan
 from vitreous.study.run import run_study
@@ -46,6 +47,10 @@ class Weights:
                 return [f"checkpoint={self.litemedsam()}"]
             case "vit3d":
                 return [f"checkpoint={resources.files('vitreous.demo') / 'checkpoints' / 'scanner_1.safetensors'}"]
+            case "vjepa2":
+                return [
+                    f"checkpoint={resources.files('vitreous.demo') / 'checkpoints' / 'surgical_vjepa2.safetensors'}"
+                ]
         raise AssertionError(f"no weights for family {encoder.family}")
 
     def retfound(self) -> Path:
@@ -89,6 +94,7 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """kind of data → overrides that point to a small cohort."""
     root = tmp_path_factory.mktemp("cohorts")
     table = write_fundus_cohort(root / "fundus", num_patients=40, seed=0, camera="a", size_px=64)
+    frames = write_surgical_cohort(root / "videos", num_videos=20, seed=0, frames_per_video=10, size_px=64)
     oct_files = write_cohort(root / "oct", CohortRecipe(participants=24, seed=0))
     rng = np.random.default_rng(0)
     arrays = {
@@ -113,6 +119,11 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             f"data.manifest={oct_files.manifest}",
         ],
         "npz": [f"data.table={root / 'volumes.npz'}"],
+        "frames": [
+            f"data.table={frames}",
+            f"data.files={frames.parent / 'frames'}",
+            *(f"data.split.{split}={frames.parent / f'{split}_vids.txt'}" for split in ("train", "val", "test")),
+        ],
     }
 
 
@@ -121,6 +132,9 @@ def here(name: str, cohorts: dict[str, list[str]], weights: Weights, tmp_path: P
     study = load_study(name)
     overrides = [*cohorts[study.data.kind], f"runs={tmp_path / 'runs'}", f"store={tmp_path / 'features'}"]
     overrides += [f"cache.dir={tmp_path / 'files'}", "device=cpu", "precision=fp32"]
+    if getattr(study.data, "masks", None) is not None:
+        table = next(one.partition("=")[2] for one in overrides if one.startswith("data.table="))
+        overrides.append(f"data.masks.files={Path(table).parent / 'masks'}")
     for label, encoder in study.encoders.items():
         if encoder.random is not None:
             continue

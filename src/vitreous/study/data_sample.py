@@ -173,7 +173,9 @@ def _write_oct(out: Path, patients: int, seed: int) -> list[Path]:
 
 def _write_surgical(out: Path, videos: int, seed: int) -> list[Path]:
     with progress_bar("Frames", videos * FRAMES_PER_VIDEO) as advance:
-        table = write_surgical_cohort(out / "videos", num_videos=videos, seed=seed, progress=advance)
+        table = write_surgical_cohort(
+            out / "videos", num_videos=videos, seed=seed, frames_per_video=FRAMES_PER_VIDEO, progress=advance
+        )
     weights = out / "vjepa2_small.safetensors"
     content = (resources.files("vitreous.demo") / "checkpoints" / "surgical_vjepa2.safetensors").read_bytes()
     if not weights.exists() or weights.read_bytes() != content:
