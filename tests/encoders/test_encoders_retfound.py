@@ -242,7 +242,7 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = mae_file(tmp_path / "a.pth")
     with pytest.raises(ConfigError, match=r"patch of 16×16 pixels does not divide 100×64.* 96×64 and 112×64"):
         load_encoder(path, "retfound", spec_override={"size": [100, 64]})
-    with pytest.raises(ConfigError, match="family retfound takes images, no volumes"):
+    with pytest.raises(ConfigError, match="family retfound takes images and clips, no volumes"):
         load_encoder(path, "retfound", modality="volume")
     with pytest.raises(ConfigError, match="family retfound has no option model; it has img_size, num_heads"):
         load_encoder(path, "retfound", model="vit_tiny_patch16_224")

@@ -135,7 +135,7 @@ def test_files_that_do_not_fit_are_refused(
         ({"model": "resnet_18"}, {}, "timm has no model 'resnet_18'; near are .*resnet18"),
         ({"model": "resnet18.nonsense"}, {}, "timm has no weights 'resnet18.nonsense'; it has resnet18.a1_in1k"),
         ({"model": "resnet18", "img_size": [64, 64]}, {}, "resnet18 cannot be built for"),
-        ({"model": "resnet18"}, {"modality": "volume"}, "family timm takes images, no volumes"),
+        ({"model": "resnet18"}, {"modality": "volume"}, "family timm takes images and clips, no volumes"),
         ({"model": "resnet18"}, {"spec_override": {"size": [16, 64]}}, "32 pixels a side at least; got 16×64"),
         ({"model": "resnet18"}, {"spec_override": {"size": [8, 64, 64]}}, "size: "),
         (
@@ -196,7 +196,9 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         fetch_encoder("resnet18.a1_in1k", "timm")
     with pytest.raises(ConfigError, match=r"timm has no weights 'resnet18.nonsense'"):
         fetch_encoder("resnet18.nonsense", "timm")
-    with pytest.raises(ConfigError, match="family vit3d has no source of published weights; timm has"):
+    with pytest.raises(
+        ConfigError, match="family vit3d has no source of published weights; timm, vjepa2, videomae have"
+    ):
         fetch_encoder("resnet18", "vit3d")
     with pytest.raises(ConfigError, match="`hub` names the model; leave the option model out"):
         fetch_encoder("resnet18", "timm", model="resnet18")

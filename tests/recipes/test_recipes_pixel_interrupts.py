@@ -187,9 +187,9 @@ def test_a_signal_while_it_validates_keeps_the_trained_epoch(
 ) -> None:
     real = pixel_stage.StageInputs.val_logits
 
-    def interrupted(inputs: Any) -> Any:
+    def interrupted(inputs: Any, on_maps: Any = None) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return real(inputs)
+        return real(inputs, on_maps)
 
     with monkeypatch.context() as patch:
         patch.setattr(pixel_stage.StageInputs, "val_logits", interrupted)

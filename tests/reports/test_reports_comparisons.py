@@ -1,8 +1,9 @@
 """comparisons.csv and power.json: what is written is what is read, in words that hold the numbers."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -72,12 +73,10 @@ def test_bca_intervals_take_the_place_of_percentile_ones(rows):
 
 
 def test_few_patients_stand_above_the_numbers(row):
-    from conftest import make_predictions
-
-    from vitreous.reports.leaderboard import RowPredictions
-
-    made = {0: make_predictions(1.0, 0, "tests", 30)}
-    board = build_leaderboard([RowPredictions("few", "linear", {0: make_predictions(1.0, 0, "val", 30)}, made)])
+    whole = row("few", "linear", 1.0)
+    board = build_leaderboard(
+        [replace(whole, test={seed: one.select(np.arange(60)) for seed, one in whole.test.items()})]
+    )
     (banner,) = board.banners
     assert banner.startswith("The test split has 30 patients: below 50, intervals come out too narrow")
     assert f"**{banner}**" in leaderboard_markdown(board)

@@ -197,7 +197,7 @@ def test_every_field_is_read_outside_the_configuration() -> None:
         ("recipes.linear.resamples", 500, r"resamples: unknown key; .*'resamples' stands under intervals"),
         ("recipes.linear.k", [5], r"recipes\.linear\.k: unknown key; .*stands under.* recipes\.NAME"),
         ("encoders.multi_scanner.domains", ["x"], r"domains: unknown key; .*'domains' stands under data"),
-        ("nonsense", 1, r"nonsense: unknown key; known keys are batch_size, cache"),
+        ("nonsense", 1, r"nonsense: unknown key; known keys are baseline, batch_size"),
     ],
 )
 def test_unknown_and_misplaced_keys_come_with_a_suggestion(path: str, value: Any, message: str) -> None:

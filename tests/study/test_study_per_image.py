@@ -141,7 +141,7 @@ def test_outputs_say_images_and_patients(finished: Result) -> None:
     assert "resamples of patients, whose images are drawn together." in markdown
     report = finished.report.read_text()
     assert "36 test images of 18 patients" in report
-    assert "every metric counts images, each by itself" in report
+    assert "Every image was scored by itself, and patients were resampled with all of theirs" in report
     assert "Participants (images) by class" in report
     assert "volume" not in report.split("<h2>Encoders", 1)[0].split("<body>")[1]
     board = finished.leaderboard

@@ -134,7 +134,7 @@ def fetch_encoder(
     row = _family(family)
     if row.fetch is None:
         having = ", ".join(known for known, other in FAMILIES.items() if other.fetch is not None)
-        raise ConfigError(f"family {family} has no source of published weights; {having} has. Give a checkpoint.")
+        raise ConfigError(f"family {family} has no source of published weights; {having} have. Give a checkpoint.")
     if "model" in family_options:
         raise ConfigError("`hub` names the model; leave the option model out.")
     options = {"model": name, **family_options} if "model" in row.options else family_options
