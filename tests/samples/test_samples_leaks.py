@@ -13,6 +13,7 @@ from vitreous.samples.leak_columns import (
     find_telling_columns,
     predict_from_column,
 )
+from vitreous.samples.leak_files import find_same_files
 from vitreous.samples.leak_names import find_fellow_eyes, find_label_in_path, find_same_recordings
 
 CLASSES = ("healthy", "diseased")
@@ -148,3 +149,18 @@ def test_rows_of_one_patient_count_once() -> None:
     assert found is not None
     assert found.num_patients == 40
     assert found.low == pytest.approx(_lower_bound(20, 20, 0.0125))
+
+
+def test_one_file_under_two_samples() -> None:
+    table = frame(["a", "b", "c", "d"], ["train", "test", "train", "val"], etag=["x", "x", "y", "z"])
+    table = table.assign(size=[10, 10, 10, 10], item=-1)
+    y_N = np.array([0, -1, 1, 1])
+    [leak] = find_same_files(table, y_N)
+    assert (leak.code, leak.rows) == ("same_file", ("a (train) = b (test)",))
+    assert list(find_same_files(table.assign(size=[10, 11, 10, 10]), y_N)) == []
+    assert list(find_same_files(table.assign(item=[0, 1, 2, 3]), y_N)) == [], "items of an array"
+    stretches = table.assign(item=[0, 1, 0, 0], start_s=[0.0, 5.0, 0.0, 0.0])
+    assert [one.code for one in find_same_files(stretches, y_N)] == ["same_file"], "two cuts of one video"
+    inside = table.assign(split="train")
+    assert [one.code for one in find_same_files(inside, np.array([0, 1, 1, 1]))] == ["conflicting_labels"]
+    assert list(find_same_files(stretches.assign(split="train"), np.array([0, 1, 1, 1]))) == [], "labels of their own"

@@ -17,8 +17,8 @@ from vitreous.inputs.near_duplicates import digest_pixels, hash_picture
 from vitreous.inputs.prepare import Decoded, describe_decoded
 from vitreous.inputs.volume import Volume
 
-SIGHTING_VERSION = 1  # raised when digest, hash or statistics of the same file change
-MOST_FRAMES = 64  # of a clip
+SIGHTING_VERSION = 2  # raised when digest, hash or statistics of the same file change
+MOST_FRAMES = 32  # of a clip whose frames are named; two cuts out of longer stretches hardly share those looked at
 _AT_A_TIME = 16  # frames in memory
 _FEWEST_VALUES = 16  # of a slice; one with fewer (blank, a mask) may be equal in two patients
 _STEP = 4  # every fourth row and column is enough to count values
@@ -31,7 +31,8 @@ class Sighting:
     Args:
         digest: name of the decoded values; empty where the file cannot be used.
         bits_B: perceptual hash; None where there is nothing to hash.
-        slices_D: names of the slices of a volume, or frames of a clip, that show something, in no order.
+        slices_D: names of the slices of a volume, or frames of a short clip, that show something, in no
+            order.
         statistics: as of :func:`vitreous.inputs.prepare.describe_decoded`.
         exception, message: why the file cannot be used.
     """
@@ -55,7 +56,7 @@ def sight(decoded: Decoded) -> Sighting:
 
 
 def _name_slices(decoded: Decoded) -> npt.NDArray[np.uint64]:
-    """Names of a volume's slices, or of a clip's frames: all of them, of a long clip evenly spaced ones."""
+    """Names of all slices of a volume, or frames of a short clip."""
     match decoded:
         case Image():
             slices: Iterable[npt.NDArray[Any]] = ()
@@ -72,7 +73,7 @@ def _name_slices(decoded: Decoded) -> npt.NDArray[np.uint64]:
 
 
 def _frames_of(clip: Clip) -> Iterator[npt.NDArray[Any]]:
-    wanted = np.unique(np.linspace(clip.start, clip.stop - 1, min(MOST_FRAMES, clip.num_frames)).astype(int)).tolist()
+    wanted = range(clip.start, clip.stop) if clip.num_frames <= MOST_FRAMES else range(0)
     for start in range(0, len(wanted), _AT_A_TIME):
         yield from clip.read(wanted[start : start + _AT_A_TIME])
         clip.forget()

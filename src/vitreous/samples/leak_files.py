@@ -12,12 +12,15 @@ from vitreous.core.leak import Leak
 def find_same_files(samples: pd.DataFrame, y_N: npt.NDArray[np.int64]) -> Iterator[Leak]:
     """Files of equal ETag and size: across splits (without splits: across patients), or under two labels.
 
-    Of a local file the tag is its inode and time of change, which hard links and links share.
+    Stretches of one video may have labels of their own, but stand in one split. A local file has its inode and time of
+    change for a tag, which hard links and links share.
 
     Args:
         y_N: class index of each sample; below 0 where it may not be seen.
     """
-    own = samples.assign(known=y_N)[(samples["item"] < 0) & (samples["etag"] != "") & (samples["size"] > 0)]
+    # items of one file are others' (npz), unless they are stretches of one video
+    is_own = (samples["item"] < 0) | ("start_s" in samples.columns)
+    own = samples.assign(known=y_N)[is_own & (samples["etag"] != "") & (samples["size"] > 0)]
     groups = [group for _, group in own.groupby(["etag", "size"], sort=True) if len(group) > 1]
     has_splits = bool((samples["split"] != "").any())
     column = "split" if has_splits else "patient_id"
@@ -32,7 +35,7 @@ def find_same_files(samples: pd.DataFrame, y_N: npt.NDArray[np.int64]) -> Iterat
             tuple(_named(group) for group in apart),
             "equal content tag (ETag) and size",
         )
-    labelled = [group[group["known"] >= 0] for group in groups]
+    labelled = [group[(group["known"] >= 0) & (group["item"] < 0)] for group in groups]
     conflicts = [group for group in labelled if group["known"].nunique() > 1]
     if conflicts:
         yield Leak(

@@ -22,6 +22,7 @@ from vitreous.study.encoders import FLOOR, UNTRAINED
 from vitreous.study.heads import read_model, read_tensors
 from vitreous.study.partitions import Partition, make_partitions
 from vitreous.study.provenance import cohort_fingerprint
+from vitreous.study.row import is_on_tokens
 from vitreous.study.rows import KeptRow
 from vitreous.study.run_directory import RunDirectory
 
@@ -61,7 +62,7 @@ def examine_features(
     if isinstance(found, str):
         yield _skipped(found)
         return
-    own = [one for one in kept if is_own(one) and not one.on_pixels and one.features_of in found.features]
+    own = [one for one in kept if reads_features(config, one) and one.features_of in found.features]
     for name in dict.fromkeys(str(one.features_of) for one in own):
         yield from find_poor_features(found.features[name], name)
     yield from _examine_standardisers(directory, own, found)
@@ -69,9 +70,10 @@ def examine_features(
     yield from _examine_labels(directory, own, found, scores)
 
 
-def is_own(kept: KeptRow) -> bool:
-    """Whether a row is of an encoder that the study names, pretrained or not, and of no floor."""
-    return kept.encoder != FLOOR and not (kept.is_floor and kept.encoder.startswith(UNTRAINED))
+def reads_features(config: StudyConfig, kept: KeptRow) -> bool:
+    """Whether a row is of an encoder that the study names, and reads one vector a sample: no pixels, no tokens."""
+    is_floor = kept.encoder == FLOOR or (kept.is_floor and kept.encoder.startswith(UNTRAINED))
+    return not is_floor and not kept.on_pixels and not is_on_tokens(config.recipes.get(kept.recipe))
 
 
 def find_features(directory: RunDirectory, config: StudyConfig, kept: Sequence[KeptRow]) -> RunFeatures | str:
@@ -82,7 +84,7 @@ def find_features(directory: RunDirectory, config: StudyConfig, kept: Sequence[K
     """
     keys: dict[str, str] = {}
     for one in kept:
-        if one.features_of is not None and not one.on_pixels:
+        if one.features_of is not None and reads_features(config, one):
             model = read_model(directory.unit(one.encoder, one.recipe, one.seeds[0], one.folds[0]))
             if "feature_key" in model:
                 keys.setdefault(one.features_of, model["feature_key"])
