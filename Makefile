@@ -54,6 +54,12 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/study_pass.py
 	$(BIN)/python benchmarks/encoder_forward.py
 	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/attentive_probe.py
+	$(BIN)/python benchmarks/vjepa2_forward.py
+	$(BIN)/python benchmarks/video_study.py
+	$(BIN)/python benchmarks/video_decode.py
+	$(BIN)/python benchmarks/coverage.py all
+	$(BIN)/python benchmarks/leaks.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-weed
