@@ -123,6 +123,8 @@ def make_study(
             "finetune": {"kind": "finetune", **trained, "lr_encoder": 1e-4},
         },
         "floors": ["majority", "untrained", "pixels"],
+        # photographs that IDRiD holds twice
+        "leaks": {"accept": ["exact_duplicates", "conflicting_labels"] if cohort == "idrid" else []},
         "seeds": [0, 1, 2],
         "precision": "bf16",
         "runs": str(args.out / "runs"),
